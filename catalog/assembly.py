@@ -1,0 +1,255 @@
+"""Turning located nodes into a Catalog: the models judge, this module says in which line.
+
+Does not know YAML or files.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from catalog.catalog import Catalog
+from catalog.entry import Entry, Limits, Package, Remote, Secret, Volume
+from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
+from catalog.located import Mapping, Node, Scalar, Sequence, Unclear, find, plain
+from catalog.profile import Profile
+from catalog.spelling import did_you_mean, quoted
+
+FORMAT_VERSION = 1
+_M = TypeVar("_M", bound=BaseModel)
+
+_TOP_KEYS = ("version", "servers", "profiles")
+_NAME_FIELDS = {"servers": "id", "profiles": "name"}
+_PARTS: dict[str, type[BaseModel]] = {
+    "package": Package,
+    "remote": Remote,
+    "limits": Limits,
+    "secrets": Secret,
+    "volumes": Volume,
+}
+_KEPT_PRIVATE = frozenset(("env", "headers", "command", "args"))
+"""Fields whose text is never repeated in a message, as somebody may have put a secret there."""
+
+
+def assemble(path: Path, root: Node, problems: list[Problem]) -> Catalog:
+    """Build the catalog.
+
+    Args:
+        path: for messages and for Catalog.path.
+        root: the document.
+        problems: what was already found in the document; they are reported with those found here.
+
+    Raises:
+        CatalogInvalid: something is wrong; all of it is in .problems, in the order of lines.
+    """
+    assembly = _Assembly(path, problems)
+    catalog = assembly.catalog(root)
+    if assembly.problems:
+        raise CatalogInvalid(sorted(assembly.problems, key=lambda problem: problem.line or 0))
+    return catalog
+
+
+class _Assembly:
+    """One pass over one document; collects problems instead of stopping at the first."""
+
+    def __init__(self, path: Path, problems: list[Problem]) -> None:
+        self.problems = list(problems)
+        self._path = path
+        self._entries: dict[str, Entry] = {}
+        self._ids: set[str] = set()
+        """All ids in the file, also those of broken entries, so that a profile naming one is not blamed."""
+
+    def catalog(self, root: Node) -> Catalog:
+        profiles: dict[str, Profile] = {}
+        if not isinstance(root, Mapping):
+            self._add(root.line, None, "must be a mapping that begins with version: 1 and servers:")
+            return Catalog(self._path, {}, {})
+        for key, (line, _) in root.members.items():
+            if key not in _TOP_KEYS:
+                self._add(line, None, f"unknown key {quoted(key)}{did_you_mean(key, _TOP_KEYS)}")
+        self._check_version(root)
+        if "servers" not in root.members:
+            self._add(root.line, None, "the key servers is missing; add it, with the entries below it")
+        for name, line, node in self._named(root, "servers"):
+            entry = self._model(Entry, "servers", name, line, node)
+            if entry is not None:
+                self._entries[name] = entry
+        for name, line, node in self._named(root, "profiles"):
+            profile = self._model(Profile, "profiles", name, line, node)
+            self._check_references(name, node)
+            if profile is not None:
+                profiles[name] = profile
+        return Catalog(self._path, self._entries, profiles)
+
+    def _add(self, line: int, where: str | None, message: str) -> None:
+        self.problems.append(Problem(self._path, line, where, message))
+        if len(self.problems) > MAX_PROBLEMS:
+            raise CatalogInvalid(self.problems)
+
+    def _check_version(self, root: Mapping) -> None:
+        if "version" not in root.members:
+            self._add(
+                root.line, None, f"the key version is missing; write version: {FORMAT_VERSION} at the top"
+            )
+            return
+        line, node = root.members["version"]
+        value = plain(node)
+        if type(value) is not int or value != FORMAT_VERSION:
+            self._add(
+                line,
+                None,
+                f"version must be the number {FORMAT_VERSION}; this Lockgate reads no other format",
+            )
+
+    def _named(self, root: Mapping, section: str) -> Iterator[tuple[str, int, Node]]:
+        """Yield the named members of a section, having reported names that differ only in case."""
+        if section not in root.members:
+            return
+        line, node = root.members[section]
+        if not isinstance(node, Mapping):
+            self._add(
+                line, None, f"{section} must be a mapping of names to their contents (or {{}} for none)"
+            )
+            return
+        spellings: dict[str, str] = {}
+        for name, (name_line, member) in node.members.items():
+            other = spellings.setdefault(name.casefold(), name)
+            if other != name:
+                self._add(
+                    name_line,
+                    place_name(section, name),
+                    f"differs from {quoted(other)} only in capitals; choose another name",
+                )
+            if section == "servers":
+                self._ids.add(name)
+            yield name, name_line, member
+
+    def _model(self, model: type[_M], section: str, name: str, line: int, node: Node) -> _M | None:
+        where = place_name(section, name)
+        name_field = _NAME_FIELDS[section]
+        if not isinstance(node, Mapping):
+            self._add(line, where, "must be a mapping of keys to values, with title and the rest below it")
+            return None
+        data = {key: plain(value) for key, (_, value) in node.members.items()}
+        if name_field in data:
+            self._add(
+                node.members[name_field][0],
+                where,
+                f"remove {name_field}; it is already given by the key above",
+            )
+        data[name_field] = name
+        try:
+            return model.model_validate(data)
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False):
+                path = error["loc"]
+                at = line if path in ((), (name_field,)) else find(node, path)[0]
+                for message in _say(model, node, error):
+                    self._add(at, where, message)
+        return None
+
+    def _check_references(self, name: str, node: Node) -> None:
+        """Report servers and tools of a profile that the catalog does not have."""
+        where = place_name("profiles", name)
+        for line, server in _texts(node, "servers"):
+            if server not in self._ids:
+                self._add(line, where, f"there is no entry {quoted(server)}{did_you_mean(server, self._ids)}")
+        if not isinstance(node, Mapping) or "tools" not in node.members:
+            return
+        selections = node.members["tools"][1]
+        if not isinstance(selections, Mapping):
+            return
+        for server in selections.members:
+            entry = self._entries.get(server)
+            if entry is None or not entry.tools:
+                continue
+            for line, tool in _texts(selections, server):
+                if tool not in entry.tools:
+                    hint = did_you_mean(tool, entry.tools)
+                    self._add(
+                        line, where, f"{server} lists no tool {quoted(tool)}{hint}; correct it here or there"
+                    )
+
+
+def _texts(node: Node, key: str) -> Iterator[tuple[int, str]]:
+    """Yield line and text of the texts in the list below a key, if there is one."""
+    if not isinstance(node, Mapping) or key not in node.members:
+        return
+    value = node.members[key][1]
+    if isinstance(value, Sequence):
+        for item in value.items:
+            if isinstance(item, Scalar) and isinstance(item.value, str):
+                yield item.line, item.value
+
+
+def _say(model: type[BaseModel], node: Node, error: ErrorDetails) -> list[str]:
+    """Return what to tell about one complaint of a model: usually one message, one each for a joint check."""
+    path = error["loc"]
+    kind = error["type"]
+    field = _spell(path)
+    if kind == "value_error":
+        cause = str(error["ctx"]["error"])
+        return [f"{field}: {part}" if field else part for part in cause.split("\n")]
+    if kind == "extra_forbidden":
+        owner = _owner(model, path)
+        return [f"unknown key {quoted(field)}{did_you_mean(str(path[-1]), owner.model_fields)}"]
+    if kind == "missing":
+        return [f"the key {field} is missing; add it"]
+    _, found = find(node, path)
+    private = bool(_KEPT_PRIVATE.intersection(str(step) for step in path))
+    return [f"{field}: {_wrong_value(kind, error, found, private)}"]
+
+
+def _wrong_value(kind: str, error: ErrorDetails, found: Node, private: bool) -> str:
+    text = found.text if isinstance(found, Scalar) else ""
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+    elif kind == "literal_error":
+        expected = f"must be one of {error['ctx']['expected']}"
+    else:
+        return error["msg"][0].lower() + error["msg"][1:]
+    match found:
+        case Scalar(value=Unclear(reading="nothing")):
+            return "has no value; write one, or leave the key out"
+        case Scalar(value=str()) if kind == "literal_error" and not private:
+            return f"is {quoted(text)}, but {expected}"
+        case Scalar(value=str()):
+            return expected
+        case Scalar(value=value) if kind in ("string_type", "literal_error"):
+            reading = value.reading if isinstance(value, Unclear) else _reading(value)
+            return f"reads as a {reading}; put it in quotes" + ("" if private else f": {quoted(text)}")
+        case _:
+            return expected
+
+
+def _reading(value: str | int | float | bool) -> str:
+    return "truth value" if isinstance(value, bool) else "number"
+
+
+_EXPECTED = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number in plain digits, without quotes",
+    "float_type": "must be a number in plain digits, without quotes",
+    "bool_type": "must be true or false, without quotes",
+    "tuple_type": "must be a list, as in [one, two]",
+    "mapping_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+}
+
+
+def _spell(path: tuple[int | str, ...]) -> str:
+    """Return a path as people write it: package.pins[0]."""
+    spelled = ""
+    for step in path:
+        if isinstance(step, int):
+            spelled += f"[{step}]"
+        elif step != "[key]":
+            spelled += f".{step}" if spelled else step
+    return spelled
+
+
+def _owner(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the model whose key the last step of the path would have been."""
+    return _PARTS.get(str(path[0]), model) if len(path) > 1 else model

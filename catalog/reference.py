@@ -1,0 +1,275 @@
+"""The written forms an entry may use: ids, image references, package versions, URLs, paths, variable names.
+
+Does not know which field uses which form, and never looks anything up: a well-formed name may not exist.
+Each check returns its argument unchanged, or raises ValueError with a sentence on what to write instead.
+"""
+
+import ipaddress
+import posixpath
+import re
+import unicodedata
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from catalog.spelling import quoted
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
+_CATEGORY = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_TOOL = re.compile(r"[A-Za-z0-9_./-]{1,128}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_SECRET = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
+_VOLUME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
+_TARGET = re.compile(r"/[A-Za-z0-9._/-]{1,200}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_DEBIAN = re.compile(r"[a-z0-9][a-z0-9+.-]{1,63}")
+
+# Image references as the distribution project defines them, with a lower-case host.
+_PATH_PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
+_HOST = r"(?:localhost|[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+)(?::[0-9]{1,5})?"
+_HOST_WITH_PORT = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?:[0-9]{1,5}"
+_REPOSITORY = re.compile(rf"(?:(?:{_HOST}|{_HOST_WITH_PORT})/)?{_PATH_PART}(?:/{_PATH_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LONGEST_REFERENCE = 255
+
+# PEP 508 names, PEP 440 versions; npm names and SemVer 2.0 versions.
+_PYPI_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_PYPI_VERSION = re.compile(
+    r"(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?(?:\.post[0-9]+)?(?:\.dev[0-9]+)?"
+    r"(?:\+[a-z0-9]+(?:\.[a-z0-9]+)*)?"
+)
+_PYPI_PIN = re.compile(
+    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9._,-]+\])?"
+    r"(?:(?:===|==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!]+)(?:,(?:==|~=|!=|<=|>=|<|>)[A-Za-z0-9.*+!]+)*"
+)
+_NPM_NAME = re.compile(r"(?:@[a-z0-9~][a-z0-9._~-]*/)?[a-z0-9~][a-z0-9._~-]*")
+_NPM_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?")
+LONGEST_PACKAGE_NAME = 214
+
+KEPT_BY_THE_SYSTEM = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
+    "/var/run",
+)  # fmt: skip
+"""Trees of a container in which nothing of ours may be mounted."""
+NOT_ITSELF = ("/home", "/mnt", "/opt", "/root", "/srv", "/tmp", "/var", "/var/lib")  # noqa: S108 - refused, not used
+"""Folders a volume may be mounted below but not over."""
+
+
+def check_id(text: str) -> str:
+    """Check the id of an entry or the name of a profile."""
+    for c in text:
+        if not c.isascii():
+            name = unicodedata.name(c, "no name")
+            raise ValueError(f"contains U+{ord(c):04X} ({name}); use only ASCII letters, digits, _ and -")
+    if not _ID.fullmatch(text):
+        raise ValueError(
+            f"{quoted(text)} is no valid id: begin with a letter, then at most 47 letters, digits, _ or -"
+        )
+    if "__" in text:
+        raise ValueError(
+            f'{quoted(text)} contains "__", which separates server from tool; use a single _ or -'
+        )
+    if text[-1] in "_-":
+        raise ValueError(f"{quoted(text)} ends in {quoted(text[-1])}; end it with a letter or digit")
+    return text
+
+
+def check_image(text: str) -> str:
+    """Check an image reference: lower-case repository with a tag, a sha256 digest, or both."""
+    if len(text) > LONGEST_REFERENCE:
+        raise ValueError(f"the image reference is longer than {LONGEST_REFERENCE} characters")
+    if "://" in text:
+        raise ValueError(f"{quoted(text)} is a URL; write the image reference alone, as in name@sha256:...")
+    rest, at, digest = text.partition("@")
+    if at and not _DIGEST.fullmatch(digest):
+        raise ValueError(
+            f"{quoted(digest)} is no digest; write @sha256: and 64 lower-case hexadecimal digits"
+        )
+    slash = rest.rfind("/")
+    colon = rest.rfind(":")
+    repository, tag = (rest, None) if colon <= slash else (rest[:colon], rest[colon + 1 :])
+    if repository != repository.lower():
+        raise ValueError(f"{quoted(repository)} has capitals; image repositories are lower-case")
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f"{quoted(text)} is no image reference; write name:tag or name@sha256:...")
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise ValueError(f"{quoted(tag)} is no image tag")
+    if tag is None and not at:
+        raise ValueError(f"{quoted(text)} has neither tag nor digest; write name@sha256:... (or name:tag)")
+    return text
+
+
+def check_package_name(ecosystem: str, text: str) -> str:
+    """Check the name of a PyPI or npm package."""
+    pattern = _PYPI_NAME if ecosystem == "pypi" else _NPM_NAME
+    if len(text) > LONGEST_PACKAGE_NAME or not pattern.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no {ecosystem} package name")
+    return text
+
+
+def check_package_version(ecosystem: str, text: str) -> str:
+    """Check that a version is one exact version, not a range and not a tag."""
+    pattern = _PYPI_VERSION if ecosystem == "pypi" else _NPM_VERSION
+    if not pattern.fullmatch(text):
+        raise ValueError(
+            f"{quoted(text)} is not one exact {ecosystem} version; write it in full, as in 1.2.3"
+        )
+    return text
+
+
+def check_pin(ecosystem: str, text: str) -> str:
+    """Check a further requirement installed beside the package: "name<2" for PyPI, "name@1.2.3" for npm."""
+    if ecosystem == "pypi":
+        if not _PYPI_PIN.fullmatch(text):
+            raise ValueError(
+                f'{quoted(text)} is no requirement; write a name and a version limit, as in "mcp<2"'
+            )
+        return text
+    name, at, version = text.rpartition("@")
+    if not at or not _NPM_NAME.fullmatch(name) or not _NPM_VERSION.fullmatch(version):
+        raise ValueError(
+            f'{quoted(text)} is no requirement; write a name and an exact version, as in "zod@3.25.0"'
+        )
+    return text
+
+
+def check_debian_package(text: str) -> str:
+    """Check the name of a Debian package."""
+    if not _DEBIAN.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no Debian package name")
+    return text
+
+
+def check_remote_url(text: str) -> str:
+    """Check the URL of a remote server: https, or http to this machine only."""
+    parts = _split_url(text)
+    if parts.scheme == "https":
+        return text
+    if parts.scheme == "http":
+        if _is_loopback(parts.hostname or ""):
+            return text
+        raise ValueError("http is only allowed to this machine (127.0.0.1, [::1], localhost); write https")
+    raise ValueError("is no https URL; write https://, a host and a path")
+
+
+def check_source_url(text: str) -> str:
+    """Check the https URL where the source of a server can be read."""
+    if _split_url(text).scheme != "https":
+        raise ValueError("is no https URL; write https://, a host and a path")
+    return text
+
+
+def check_target(text: str) -> str:
+    """Check where a volume is mounted: absolute, normalised, and not over a part of the system."""
+    if not _TARGET.fullmatch(text):
+        raise ValueError(
+            f"{quoted(text)} is no usable path; write it from the root with letters, digits and . _ -: /data"
+        )
+    if posixpath.normpath(text) != text or text.startswith("//"):
+        raise ValueError(f"{quoted(text)} is not normalised; write it without .., //, or a final /")
+    for tree in KEPT_BY_THE_SYSTEM:
+        if text == tree or text.startswith(tree + "/"):
+            raise ValueError(f"{quoted(text)} lies in {tree}, which belongs to the system; use /data")
+    if text in NOT_ITSELF:
+        raise ValueError(
+            f"{quoted(text)} would hide what the image keeps there; use a folder below it, or /data"
+        )
+    return text
+
+
+def check_variable(text: str) -> str:
+    """Check the name of an environment variable."""
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError(
+            f"{quoted(text)} is no variable name; use letters, digits and _, not beginning with a digit"
+        )
+    return text
+
+
+def check_secret_name(text: str) -> str:
+    """Check the name of a secret: the id of the entry it belongs to, a dot, and its own name."""
+    owner, dot, name = text.partition(".")
+    if not dot:
+        raise ValueError(
+            f"{quoted(text)} names no owner; write the entry id, a dot and a name, as in brave.api_key"
+        )
+    check_id(owner)
+    if not _SECRET.fullmatch(name):
+        raise ValueError(f"{quoted(name)} is no secret name; use lower-case letters, digits, _ and -")
+    return text
+
+
+def check_volume_name(text: str) -> str:
+    """Check the name of a volume."""
+    if not _VOLUME.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no volume name; use lower-case letters, digits and . _ -")
+    return text
+
+
+def check_category(text: str) -> str:
+    """Check a category."""
+    if not _CATEGORY.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no category; use lower-case letters, digits and -")
+    return text
+
+
+def check_tool(text: str) -> str:
+    """Check the name of a tool as its server spells it."""
+    if not _TOOL.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no tool name; use 1 to 128 letters, digits and _ . / -")
+    return text
+
+
+def check_header(text: str) -> str:
+    """Check the name of an HTTP header (RFC 9110, section 5.1) that an entry may set."""
+    if not _HEADER.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no HTTP header name")
+    if text.lower() in _HEADERS_WE_SET or text.lower().startswith("mcp-"):
+        raise ValueError(f"the header {text} is set by the gateway itself; leave it out")
+    return text
+
+
+_HEADERS_WE_SET = frozenset(
+    {"accept", "connection", "content-length", "content-type", "host", "transfer-encoding", "upgrade"}
+)
+
+
+def check_header_value(text: str) -> str:
+    """Check the value of an HTTP header: printable ASCII, no line breaks."""
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("a header value is printable ASCII on one line")
+    return text
+
+
+class _Url(NamedTuple):
+    """The parts of a URL that the rules look at."""
+
+    scheme: str
+    hostname: str
+
+
+def _split_url(text: str) -> _Url:
+    # The text is never repeated in these messages: a URL can carry a password or a token.
+    if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("is no URL; percent-encode spaces, backslashes and characters outside of ASCII")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError("is no URL; check the host and the port") from exc
+    if not parts.hostname or port == 0:
+        raise ValueError("is no URL with a host; write https://, a host and a path")
+    if "@" in parts.netloc:
+        raise ValueError("carries a user name or password; remove it and declare a secret")
+    if "#" in text:
+        raise ValueError("has a fragment (#...), which a server never sees; remove it")
+    return _Url(parts.scheme, parts.hostname)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
