@@ -1,0 +1,39 @@
+"""A lock that one process at a time holds, kept in a file.
+
+Knows not what it protects; it is released by the operating system when its holder dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+POLL_S: Final = 0.1
+"""How often a waiting process looks again: a task that waits inside flock(2) could not be cancelled."""
+
+
+@asynccontextmanager
+async def file_lock(path: Path) -> AsyncIterator[int]:
+    """Hold the lock for the body; waits as long as another holds it. Not re-entrant, safe to cancel.
+
+    Yields the lock's file descriptor. A child process that inherits it keeps the lock until it ends too, so
+    that an installer which outlives a killed gateway never meets its successor.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await anyio.sleep(POLL_S)
+        yield descriptor
+    finally:
+        os.close(descriptor)

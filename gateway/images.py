@@ -1,0 +1,398 @@
+"""Container images of servers: found, pulled or built here from the entry's package.
+
+Knows no secrets, policies or running servers; the runtimes start what this module returns.
+
+A local image is made by running the installer in a container of the base image and committing that container,
+not by `docker build`. An installer needs the user's index, certificates, logins and proxies, and a committed
+container keeps none of them: they are files on a mount, while build arguments end up in the image's history
+(secret mounts would need BuildKit, which engines from before version 23 lack by default).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from gateway.errors import ImageError
+from gateway.filelock import file_lock
+from gateway.image_recipes import (
+    BUILD_MOUNT,
+    CACHE_MOUNT,
+    NEEDS_SOURCE_BUILD,
+    REGISTRY_BASE,
+    SCRIPT_FILE,
+    SYSTEM_PATH,
+    Language,
+    Recipe,
+    base_tag,
+    node_base_recipe,
+    server_recipe,
+)
+from gateway.indexes import PackageIndexes, current_indexes
+from gateway.installer import LAST_LINES, without_logins
+from gateway.reachability import Reachability, registry_address, split_address
+from gateway.rootfs import HostApt, make_rootfs, read_host_apt
+
+if TYPE_CHECKING:
+    from catalog import Entry, Package
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+PULL_SILENCE_S: Final = 60.0
+"""A pull that reports nothing for so long is given up."""
+PULL_TIMEOUT_S: Final = 900.0
+BUILD_TIMEOUT_S: Final = 1200.0
+"""For one installation; minutes only where an index is slow or a package is built from source."""
+REMOVE_TIMEOUT_S: Final = 30.0
+API_TIMEOUT_S: Final = 60.0
+
+CACHE_VOLUME: Final = "lockgate-build-cache"
+"""Docker volume with uv and the download caches of uv and npm: in the engine, so that no files of root end up
+in the user's cache folder."""
+_CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
+"""What installing files as root takes. Only for Debian packages, dpkg gets Docker's default set."""
+_PARALLEL_BUILDS: Final = 2
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that the engine holds.
+
+    origin: a "published" image runs its own entrypoint with the entry's args, a "local" one the entry's
+        command.
+    """
+
+    reference: str
+    origin: Literal["published", "local"]
+    id: str
+
+
+class ImageStore:
+    """Finds or makes the image of an entry. One pull or build per image at a time, across processes too."""
+
+    def __init__(self, cache_dir: Path, *, docker_url: str | None = None) -> None:
+        """`docker_url` as in DOCKER_HOST; None takes the environment's. Nothing is contacted yet."""
+        self._cache_dir = cache_dir
+        self._docker_url = docker_url
+        self._reachability = Reachability()
+        self._builds = anyio.Semaphore(_PARALLEL_BUILDS)
+        self._inputs: tuple[PackageIndexes, HostApt] | None = None
+
+    async def ensure(self, entry: Entry, *, progress: Progress) -> Image:
+        """The image to run for the entry: the published one if it can be had, else one from its package.
+
+        Raises:
+            ImageError: neither could be had; says why for both.
+        """
+        reasons: list[str] = []
+        if entry.image is None:
+            reasons.append("the entry names no published image")
+        else:
+            try:
+                return await self._published(entry.image, progress)
+            except ImageError as exc:
+                reasons.append(f"published image: {exc}")
+        if entry.package is None:
+            reasons.append("the entry names no package to build an image from")
+        else:
+            try:
+                return await self._local(entry, entry.package, progress, rebuild=False)
+            except ImageError as exc:
+                reasons.append(f"local build: {exc}")
+        raise ImageError(f"no image for {entry.id}: " + "; ".join(reasons))
+
+    async def build(self, entry: Entry, *, progress: Progress) -> Image:
+        """Build the entry's local image anew from its package, whatever is there.
+
+        Raises:
+            ImageError: the entry has no package, or the build failed.
+        """
+        if entry.package is None:
+            raise ImageError(f"no image for {entry.id}: the entry names no package to build an image from")
+        return await self._local(entry, entry.package, progress, rebuild=True)
+
+    async def _published(self, reference: str, progress: Progress) -> Image:
+        async with self._only_one(reference):
+            if present := await self._find(reference):
+                return Image(reference, "published", present)
+            await self._pull(reference, progress)
+            if present := await self._find(reference):
+                return Image(reference, "published", present)
+        raise ImageError(f"{reference} was pulled, but the engine does not hold it under that name")
+
+    async def _local(self, entry: Entry, package: Package, progress: Progress, *, rebuild: bool) -> Image:
+        recipe = server_recipe(entry, package)
+        async with self._only_one(recipe.tag):
+            if not rebuild and (present := await self._find(recipe.tag)):
+                return Image(recipe.tag, "local", present)
+            base = await self._base(recipe.base, progress)
+            async with self._builds:
+                progress(
+                    f"{entry.id}: building an image from {package.ecosystem} {package.name} {package.version}"
+                )
+                id_ = await self._make(recipe, base, lambda line: progress(f"{entry.id}: {line}"))
+                progress(f"{entry.id}: image {recipe.tag} is ready")
+                return Image(recipe.tag, "local", id_)
+
+    async def _base(self, language: Language, progress: Progress) -> str:
+        """The base image for the language, from a registry or, out of reach of one, from Debian packages."""
+        tag = base_tag(language)
+        async with self._only_one(tag):
+            if await self._find(tag):
+                return tag
+            published = REGISTRY_BASE[language]
+            try:
+                if not await self._find(published):
+                    await self._pull(published, progress)
+                await self._engine(lambda client: client.images.get(published).tag(tag))
+            except ImageError as exc:
+                progress(f"{exc}; taking Debian packages instead")
+                if language == "python":
+                    await self._import_rootfs(tag, progress)
+                else:
+                    python = await self._base("python", progress)
+                    await self._make(node_base_recipe(), python, lambda line: progress(f"base-node: {line}"))
+            return tag
+
+    async def _import_rootfs(self, tag: str, progress: Progress) -> None:
+        _, host = await self._build_inputs()
+        tarball = await make_rootfs(self._cache_dir / "rootfs", host, progress=progress)
+        name, _, version = tag.partition(":")
+        changes = [f"ENV PATH={SYSTEM_PATH}", 'CMD ["python3"]', "LABEL lockgate.image=base"]
+
+        def load(client: docker.DockerClient) -> None:
+            client.api.import_image_from_file(str(tarball), repository=name, tag=version, changes=changes)
+
+        progress("loading the base image into the engine")
+        await self._engine(load, timeout_s=BUILD_TIMEOUT_S)
+        if not await self._find(tag):
+            raise ImageError(
+                f"the engine did not import {tarball}: look into its log, or remove that file and try again"
+            )
+
+    async def _pull(self, reference: str, progress: Progress) -> None:
+        """Pull from the image's registry, if that answers at all.
+
+        Raises:
+            ImageError: it does not answer, refuses, or stalls.
+        """
+        address = _pull_address(reference, await self._engine(lambda client: client.info()))
+        if not await self._reachability.check(address):
+            raise ImageError(f"{reference} is not here, and its registry ({address[0]}) cannot be reached")
+        progress(f"pulling {reference}")
+        name, version = _split_reference(reference)
+        try:
+            with anyio.fail_after(PULL_TIMEOUT_S):
+                await self._engine(
+                    lambda client: _follow_pull(client, name, version), timeout_s=PULL_SILENCE_S
+                )
+        except TimeoutError as exc:
+            self._reachability.refuse(address)
+            raise ImageError(f"pulling {reference} took too long") from exc
+
+    async def _make(self, recipe: Recipe, base: str, progress: Progress) -> str:
+        """Run the recipe's script in a container of the base and commit the result; the image's id."""
+        indexes, host = await self._build_inputs()
+        for from_source in (False, True):
+            files = recipe.files(indexes, from_source=from_source)
+            if host.suite:
+                files[f"sources.{host.suite}.list"] = "\n".join([*host.source_lines, ""]).encode()
+            with self._inputs_folder(files) as folder:
+                status, tail, id_ = await self._attempt(
+                    recipe, base, folder, progress, from_source=from_source
+                )
+            if id_ is not None:
+                return id_
+            if status != NEEDS_SOURCE_BUILD:
+                break
+            progress("a package comes without a wheel: building it from source")
+        raise ImageError("\n    ".join([f"building {recipe.tag} failed; the installer said:", *tail]))
+
+    async def _attempt(
+        self, recipe: Recipe, base: str, folder: Path, progress: Progress, *, from_source: bool
+    ) -> tuple[int, list[str], str | None]:
+        """Exit status, last lines and, where the status is 0, the id of the committed image."""
+        loop = asyncio.get_running_loop()
+        container_name = f"lockgate-build-{hashlib.sha256(recipe.tag.encode()).hexdigest()[:16]}"
+        tail: deque[str] = deque(maxlen=LAST_LINES)
+
+        def on_line(line: str) -> None:
+            tail.append(line)
+            progress(line)
+
+        def work(client: docker.DockerClient) -> tuple[int, str | None]:
+            _remove_container(client, container_name)  # one that a killed gateway left behind
+            # The low-level call: the other declares each mount as a VOLUME, which would end up in the image.
+            created = client.api.create_container(
+                base,
+                name=container_name,
+                hostname="lockgate",
+                entrypoint=[""],
+                command=["/bin/sh", f"{BUILD_MOUNT}/{SCRIPT_FILE}"],
+                user="0:0",
+                working_dir="/",
+                host_config=client.api.create_host_config(
+                    network_mode="host",
+                    binds=[
+                        f"{folder}:{BUILD_MOUNT}:ro,z",
+                        f"{CACHE_VOLUME}:{CACHE_MOUNT}:{'ro' if from_source else 'rw'}",
+                    ],
+                    tmpfs={"/run": "mode=755"},
+                    cap_drop=[] if recipe.apt else ["ALL"],
+                    cap_add=[] if recipe.apt else list(_CAPABILITIES),
+                    security_opt=["no-new-privileges"],
+                ),
+            )
+            container = client.containers.get(str(created["Id"]))
+            container.start()
+            for line in _lines(container.logs(stream=True, follow=True)):
+                loop.call_soon_threadsafe(on_line, line)
+            status = int(container.wait()["StatusCode"])
+            if status != 0:
+                return status, None
+            name, _, version = recipe.tag.partition(":")
+            committed = client.api.commit(
+                str(created["Id"]),
+                repository=name,
+                tag=version,
+                message="made by Lockgate",
+                changes=list(recipe.changes),
+            )
+            return status, str(committed["Id"])
+
+        try:
+            with anyio.fail_after(BUILD_TIMEOUT_S):
+                status, id_ = await self._engine(work, timeout_s=BUILD_TIMEOUT_S)
+        except TimeoutError as exc:
+            raise ImageError(f"building {recipe.tag} took more than {BUILD_TIMEOUT_S:.0f} s") from exc
+        finally:
+            with anyio.move_on_after(REMOVE_TIMEOUT_S, shield=True):
+                await self._engine(lambda client: _remove_container(client, container_name))
+        return status, list(tail), id_
+
+    async def _build_inputs(self) -> tuple[PackageIndexes, HostApt]:
+        if self._inputs is None:
+            indexes = await anyio.to_thread.run_sync(current_indexes)
+            self._inputs = indexes, await anyio.to_thread.run_sync(read_host_apt, dict(os.environ))
+        return self._inputs
+
+    @contextmanager
+    def _inputs_folder(self, files: dict[str, bytes]) -> Iterator[Path]:
+        """A folder that holds the user's settings and logins for as long as one container runs."""
+        parent = self._cache_dir / "builds"
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))  # readable by its owner only
+        try:
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _find(self, reference: str) -> str | None:
+        def find(client: docker.DockerClient) -> str | None:
+            try:
+                return client.images.get(reference).id
+            except ImageNotFound:
+                return None
+
+        return await self._engine(find)
+
+    async def _engine(
+        self, work: Callable[[docker.DockerClient], T], *, timeout_s: float = API_TIMEOUT_S
+    ) -> T:
+        """Run blocking work with a client of its own in a thread; `timeout_s` bounds the wait for each byte.
+
+        A cancelled call leaves its thread to end by itself, when the container or stream that it reads goes.
+        """
+
+        def run() -> T:
+            try:
+                client = self._connect(int(timeout_s))
+            except DockerException as exc:
+                raise ImageError(f"no Docker Engine answers: {exc}") from exc
+            with closing(client):
+                try:
+                    return work(client)
+                except (DockerException, requests.RequestException) as exc:
+                    raise ImageError(without_logins(str(exc))) from exc
+
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
+
+    def _connect(self, timeout_s: int) -> docker.DockerClient:
+        if self._docker_url is None:
+            return docker.from_env(timeout=timeout_s)
+        return docker.DockerClient(base_url=self._docker_url, timeout=timeout_s)
+
+    def _only_one(self, reference: str) -> Any:
+        digest = hashlib.sha256(reference.encode()).hexdigest()[:16]
+        return file_lock(self._cache_dir / "locks" / f"image-{digest}.lock")
+
+
+def _remove_container(client: docker.DockerClient, name: str) -> None:
+    try:
+        client.containers.get(name).remove(force=True)
+    except NotFound:
+        return
+    except APIError as exc:
+        if exc.status_code != 409:  # 409: its removal is already under way
+            raise
+
+
+def _follow_pull(client: docker.DockerClient, name: str, version: str) -> None:
+    for report in client.api.pull(name, tag=version, stream=True, decode=True):
+        if "error" in report:
+            raise DockerException(f"the registry refused {name}: {report['error']}")
+
+
+def _split_reference(reference: str) -> tuple[str, str]:
+    """Name, and digest or tag, as the engine wants them."""
+    if "@" in reference:
+        name, _, digest = reference.partition("@")
+        return name, digest
+    name, colon, tag = reference.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (reference, "latest")
+
+
+def _pull_address(reference: str, info: dict[str, Any]) -> tuple[str, int]:
+    """Whom the engine must reach to pull: its proxy or its mirror where it has one, else the registry."""
+    registry = registry_address(reference)
+    proxy = info.get("HttpsProxy") or info.get("HttpProxy")
+    mirrors = (info.get("RegistryConfig") or {}).get("Mirrors") or []
+    if proxy:
+        return _url_address(str(proxy))
+    if mirrors and registry == registry_address("library"):
+        return _url_address(str(mirrors[0]))
+    return registry
+
+
+def _url_address(url: str) -> tuple[str, int]:
+    scheme, _, rest = url.rpartition("://")
+    host = rest.partition("/")[0].rpartition("@")[2]
+    return split_address(host, 443 if scheme == "https" else 80)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Lines of a container's output; carriage returns end lines too, and URLs lose their logins."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk.decode(errors="replace")).replace("\r", "\n").split("\n")
+        yield from (without_logins(line.rstrip()) for line in whole if line.strip())
+    if rest.strip():
+        yield without_logins(rest.rstrip())
