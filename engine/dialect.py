@@ -1,0 +1,149 @@
+"""How tools are shown to a model and how its calls are written: in its own template, or in a preamble of ours.
+
+Knows nothing of sampling or streams. Calls are JSON objects between `<tool_call>` tags in both."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from engine.grammar import GrammarBuilder, literal
+from engine.requests import (
+    AssistantMessage,
+    ChatRequest,
+    DeveloperMessage,
+    Function,
+    NamedChoice,
+    ObjectFormat,
+    SchemaFormat,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+    text_of,
+)
+
+OPEN: Final = "<tool_call>"
+CLOSE: Final = "</tool_call>"
+MAX_CALLS: Final = 8  # in one answer
+_PREAMBLE: Final = """\
+You can call functions. These are the functions, each as a JSON object:
+{tools}
+
+To call a function, answer with its name and arguments as JSON between tags, and nothing else:
+<tool_call>
+{{"name": "function_name", "arguments": {{"argument": "value"}}}}
+</tool_call>
+The result comes back between <tool_response> tags."""
+
+Rendered = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
+
+
+def for_template(request: ChatRequest, *, has_native_tools: bool) -> Rendered:
+    """The messages and tools to hand to the model's template."""
+    functions = [tool.function for tool in request.tools or () if request.tool_choice != "none"]
+    if has_native_tools:
+        return [_native(message) for message in request.messages], [_tool(f) for f in functions] or None
+    messages = [_plain(message) for message in request.messages]
+    messages = _joined(messages)
+    if functions:
+        tools = "\n".join(json.dumps(_tool(f)["function"], ensure_ascii=False) for f in functions)
+        preamble = _PREAMBLE.format(tools=tools)
+        if messages[0]["role"] == "system":
+            messages[0] = {"role": "system", "content": f"{messages[0]['content']}\n\n{preamble}"}
+        else:
+            messages.insert(0, {"role": "system", "content": preamble})
+    return messages, None
+
+
+def constraint(request: ChatRequest) -> tuple[str, str | None, str | None]:
+    """The prefill, grammar and trigger that make the answer what the request asks for."""
+    builder = GrammarBuilder()
+    functions = [tool.function for tool in request.tools or () if request.tool_choice != "none"]
+    answer = None
+    if isinstance(request.response_format, SchemaFormat):
+        answer = builder.add_schema(request.response_format.json_schema.schema or {"type": "object"}, "answer")
+    elif isinstance(request.response_format, ObjectFormat):
+        answer = "object"
+    if not functions:
+        return "", builder.text(answer) if answer else None, None
+    choice = request.tool_choice
+    if isinstance(choice, NamedChoice):
+        chosen = [function for function in functions if function.name == choice.function.name]
+        body = _arguments(builder, chosen[0], 0)
+        prefill = f'{OPEN}\n{{"name": {json.dumps(chosen[0].name)}, "arguments":'
+        return prefill, builder.text(f'" "? {body} "}}" "\\n"? {literal(CLOSE)}'), None
+    bodies = []
+    for index, function in enumerate(functions):
+        opening = json.dumps(function.name)[1:] + ', "arguments": '
+        bodies.append(f"{literal(opening)} {_arguments(builder, function, index)}")
+    names = builder.add_rule("named", " | ".join(bodies))
+    opening = '{"name": "'
+    call = builder.add_rule("call", f'{literal(opening)} {names} "}}"')
+    is_parallel = request.parallel_tool_calls is not False
+    more = builder.add_rule("more", f'"\\n"? {literal(OPEN)} "\\n"? {call} "\\n"? {literal(CLOSE)}')
+    rest = f'"\\n"? {literal(CLOSE)}' + (f" {more}{{0,{MAX_CALLS - 1}}}" if is_parallel else "")
+    if choice == "required":
+        return f"{OPEN}\n{opening}", builder.text(f'{names} "}}" {rest}'), None
+    if answer:
+        return "", builder.text(f'{literal(OPEN)} "\\n"? {call} {rest} | {answer}'), None
+    return "", builder.text(f'"\\n"? {call} {rest}'), OPEN
+
+
+def _arguments(builder: GrammarBuilder, function: Function, index: int) -> str:
+    schema = function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    name = builder.add_schema({"type": "object", **schema}, f"t{index}")
+    return "object" if name == "value" else name
+
+
+def _tool(function: Function) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": function.name}
+    if function.description:
+        shown["description"] = function.description
+    shown["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": shown}
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+def _native(message: Message) -> dict[str, Any]:
+    match message:
+        case SystemMessage() | DeveloperMessage():
+            return {"role": "system", "content": text_of(message.content)}
+        case UserMessage():
+            return {"role": "user", "content": text_of(message.content)}
+        case ToolMessage():
+            return {"role": "tool", "content": text_of(message.content)}
+        case AssistantMessage():
+            shown: dict[str, Any] = {"role": "assistant", "content": text_of(message.content)}
+            if message.tool_calls:
+                shown["tool_calls"] = [{"type": "function", "function": _call(call)} for call in message.tool_calls]
+            return shown
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    shown = _native(message)
+    if shown["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{shown['content']}\n</tool_response>"}
+    calls: Sequence[Mapping[str, Any]] = shown.pop("tool_calls", ())
+    written = [f"{OPEN}\n{json.dumps(call['function'], ensure_ascii=False)}\n{CLOSE}" for call in calls]
+    return {**shown, "content": "\n".join(filter(None, [shown["content"], *written]))}
+
+
+def _joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbouring user messages as one: several results follow each other, but templates expect turns."""
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            joined[-1] = {"role": "user", "content": f"{joined[-1]['content']}\n{message['content']}"}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except ValueError:
+        arguments = call.function.arguments
+    return {"name": call.function.name, "arguments": arguments}

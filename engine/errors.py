@@ -1,0 +1,52 @@
+"""What can go wrong in the engine, as one tree.
+
+Knows nothing of where the errors come from or how a caller answers them.
+
+    EngineError
+    ├── ModelNotFound        no such model in the store or the shipped list: the caller names another
+    ├── BadModelFile         the file is not a GGUF model we can trust: its publisher must mend it
+    ├── ModelUnavailable     no source delivered the model: the operator brings a file or a network
+    ├── BadRequest           the request is malformed or above a limit: the client changes it
+    │   └── ContextOverflow  the prompt does not fit the context: the client shortens it
+    ├── ModelBusy            the queue is full: the client tries again later
+    └── WorkerFailed         the worker process died, hung or could not load: a retry starts a new one
+"""
+
+
+class EngineError(Exception):
+    """Something the engine could not do."""
+
+
+class ModelNotFound(EngineError):
+    """No model has this name; the message lists the names there are."""
+
+
+class BadModelFile(EngineError):
+    """The file is not a GGUF model, is damaged, or is not the one its digest promises."""
+
+
+class ModelUnavailable(EngineError):
+    """No source of a known model could deliver it; the message says why for each."""
+
+
+class BadRequest(EngineError):
+    """The request is malformed, unsupported or above a limit; sending it again cannot help."""
+
+
+class ContextOverflow(BadRequest):
+    """Prompt and answer do not fit the model's context."""
+
+
+class ModelBusy(EngineError):
+    """All sequences are taken and the queue is full; trying again later can help.
+
+    `retry_after_s` is a guess in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WorkerFailed(EngineError):
+    """The worker process died, hung or could not load the model; the next request starts a new one."""

@@ -1,0 +1,146 @@
+"""The messages between the engine and its worker process, and their frames.
+
+Knows nothing of processes or models. A frame is a 4-byte big-endian length and one msgpack message."""
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+import msgspec
+
+MAX_FRAME_BYTES: Final = 32 << 20  # prompts are limited far below this; more is a broken stream
+_HEADER_BYTES: Final = 4
+
+# -- to the worker
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Load a model; sent once, first. `n_cells` is the size of the key-value cache all sequences share."""
+
+    path: str
+    chat_template: str
+    n_ctx: int
+    n_cells: int
+    n_sequences: int
+    n_threads: int
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How the next token is chosen; `temperature` 0 means the most likely one."""
+
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.9
+    min_p: float = 0.05
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Continue a conversation.
+
+    `prefill` opens the answer and is part of it. `grammar` (GBNF) holds from the start, or after `trigger` has been
+    written where one is given. Only requests of one `owner` share what is in the cache.
+    """
+
+    id: int
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    prefill: str = ""
+    grammar: str | None = None
+    trigger: str | None = None
+    max_tokens: int | None = None
+    stop: list[str] = []
+    owner: str = ""
+    sampling: Sampling = Sampling()
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop request `id`; unknown ids are ignored."""
+
+    id: int
+
+
+# -- from the worker
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is ready. `has_own_network` says whether the worker left the host's network."""
+
+    description: str
+    n_ctx: int
+    has_own_network: bool
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be used; the worker ends."""
+
+    message: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """`n_done` of the prompt's tokens are in the cache, `n_cached` of them without computing."""
+
+    id: int
+    n_prompt: int
+    n_cached: int
+    n_done: int
+
+
+class Piece(msgspec.Struct, frozen=True, tag=True):
+    """Some more text of the answer, whole characters only."""
+
+    id: int
+    text: str
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The answer is complete, or was cut at a limit."""
+
+    id: int
+    reason: Literal["stop", "length"]
+    n_completion: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Request `id` ended without an answer."""
+
+    id: int
+    kind: Literal["request", "context", "busy"]
+    message: str
+
+
+ToWorker = Load | Generate | Cancel
+FromWorker = Loaded | LoadFailed | Progress | Piece | Done | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    """Raises: msgspec.EncodeError or UnicodeEncodeError for text that is not valid Unicode."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_HEADER_BYTES, "big") + body
+
+
+class Unframer:
+    """Cuts a byte stream into message bodies. Raises: ValueError for a frame above the limit."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield every body that is now complete."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _HEADER_BYTES:
+                length = int.from_bytes(self._buffer[start : start + _HEADER_BYTES], "big")
+                if length > MAX_FRAME_BYTES:
+                    raise ValueError(f"a frame of {length} bytes is above the limit of {MAX_FRAME_BYTES}")
+                end = start + _HEADER_BYTES + length
+                if len(self._buffer) < end:
+                    break
+                yield bytes(self._buffer[start + _HEADER_BYTES : end])
+                start = end
+        finally:
+            del self._buffer[:start]

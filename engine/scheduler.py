@@ -1,0 +1,323 @@
+"""Which tokens are computed next: several sequences in one context, prompts in chunks between steps of the others.
+
+Knows nothing of pipes or chats; it talks to a NativeModel and reports through a callback. One thread owns it."""
+
+import codecs
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from engine.errors import BadRequest, ContextOverflow, ModelBusy
+from engine.native import Grammar, NativeModel, Sampler
+from engine.pipe import Done, FromWorker, Generate, Piece, Progress
+
+DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
+PROMPT_CHUNK: Final = 128  # prompt tokens a step while others write: bounds how long they pause
+WAITING_PER_SEQUENCE: Final = 8  # length of the queue
+MIN_SHARED: Final = 32  # tokens a prefix must have for a request to wait for another that computes it
+
+Emit = Callable[[FromWorker], None]
+
+
+@dataclass(eq=False)
+class _Run:
+    """A request on its way; owned by the scheduler."""
+
+    request: Generate
+    prompt: Sequence[int]
+    max_tokens: int
+    sampler: Sampler
+    grammar: Grammar | None
+    lazy_grammar: Grammar | None
+    decoder: codecs.IncrementalDecoder
+    n_cached: int = 0
+    n_completion: int = 0
+    next_token: int | None = None
+    held: str = ""
+    seen: str = ""
+    leader: "_Slot | None" = None
+    n_shared: int = 0
+
+    @property
+    def n_reserved(self) -> int:
+        return len(self.prompt) + self.max_tokens
+
+    def close(self) -> None:
+        self.sampler.close()
+        for grammar in (self.grammar, self.lazy_grammar):
+            if grammar is not None:
+                grammar.close()
+        self.grammar = self.lazy_grammar = None
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A sequence of the context, the tokens in its cache and the request it serves."""
+
+    index: int
+    cached: list[int] = field(default_factory=list)
+    owner: str = ""
+    run: _Run | None = None
+    last_used: int = 0
+
+
+class Scheduler:
+    """Continuous batching over the sequences of one NativeModel."""
+
+    def __init__(self, model: NativeModel, *, n_ctx: int, n_cells: int, n_sequences: int, emit: Emit) -> None:
+        self._model = model
+        self._n_ctx = n_ctx
+        self._n_cells = n_cells
+        self._emit = emit
+        self._slots = [_Slot(index) for index in range(n_sequences)]
+        self._waiting: deque[_Run] = deque()
+        self._clock = itertools.count(1)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting) or any(slot.run for slot in self._slots)
+
+    def submit(self, request: Generate, prompt: Sequence[int]) -> None:
+        """Queue a tokenized request.
+
+        Raises: ContextOverflow if it cannot fit, ModelBusy if the queue is full, BadRequest for a bad grammar.
+        """
+        room = self._n_ctx - len(prompt)
+        if not prompt:
+            raise BadRequest("the prompt is empty")
+        if room < 1:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens; the context holds {self._n_ctx}, one of them for the answer"
+            )
+        if len(self._waiting) >= WAITING_PER_SEQUENCE * len(self._slots):
+            raise ModelBusy(f"{len(self._waiting)} requests are already waiting for the model")
+        # Made now even where it waits for its trigger: a bad grammar is refused before anything is computed.
+        grammar = self._model.grammar(request.grammar) if request.grammar else None
+        self._waiting.append(
+            _Run(
+                request=request,
+                prompt=prompt,
+                max_tokens=min(request.max_tokens or DEFAULT_MAX_TOKENS, room),
+                sampler=self._model.sampler(request.sampling),
+                grammar=None if request.trigger else grammar,
+                lazy_grammar=grammar if request.trigger else None,
+                decoder=codecs.getincrementaldecoder("utf-8")("replace"),
+            )
+        )
+
+    def cancel(self, request_id: int) -> None:
+        for run in self._waiting:
+            if run.request.id == request_id:
+                self._waiting.remove(run)
+                run.close()
+                return
+        for slot in self._slots:
+            if slot.run and slot.run.request.id == request_id:
+                self._release(slot)
+
+    def step(self) -> None:
+        """Admit what fits, compute one batch, choose one token for each sequence that is ready.
+
+        Raises: RuntimeError if llama.cpp fails; the context is then unusable.
+        """
+        self._admit()
+        batch: list[tuple[int, int, int, bool]] = []
+        ready: list[tuple[_Slot, int]] = []
+        active = [slot for slot in self._slots if slot.run]
+        for slot in active:
+            if slot.run and slot.run.next_token is not None:
+                ready.append((slot, len(batch)))
+                batch.append((slot.run.next_token, len(slot.cached), slot.index, True))
+                slot.cached.append(slot.run.next_token)
+        budget = min(PROMPT_CHUNK, self._model.n_batch - len(batch)) if batch else self._model.n_batch
+        chunked: list[_Slot] = []
+        for slot in sorted(active, key=lambda slot: slot.run.request.id if slot.run else 0):
+            run = slot.run
+            if run is None or run.next_token is not None or budget == 0 or self._must_wait(slot, run):
+                continue
+            start = len(slot.cached)
+            chunk = run.prompt[start : start + budget]
+            budget -= len(chunk)
+            is_last = start + len(chunk) == len(run.prompt)
+            if is_last:
+                ready.append((slot, len(batch) + len(chunk) - 1))
+            for offset, token in enumerate(chunk):
+                batch.append((token, start + offset, slot.index, is_last and offset == len(chunk) - 1))
+            slot.cached.extend(chunk)
+            chunked.append(slot)
+        if not batch:
+            return
+        self._compute(batch)
+        for slot in chunked:
+            if slot.run:
+                self._report(slot.run, len(slot.cached))
+        for slot, index in ready:
+            if slot.run:
+                self._take(slot, slot.run, index)
+
+    # -- admitting
+
+    def _admit(self) -> None:
+        while self._waiting:
+            idle = [slot for slot in self._slots if slot.run is None]
+            reserved = sum(slot.run.n_reserved for slot in self._slots if slot.run)
+            run = self._waiting[0]
+            if not idle or (reserved and reserved + run.n_reserved > self._n_cells):
+                return
+            self._waiting.popleft()
+            slot = self._place(run, idle)
+            slot.run, slot.owner, slot.last_used = run, run.request.owner, next(self._clock)
+            run.n_cached = len(slot.cached)
+            for other in idle:
+                if other is not slot and self._n_used() > self._n_cells:
+                    self._forget(other)
+            self._follow(slot, run)
+            self._report(run, len(slot.cached))
+            if run.request.prefill:
+                self._emit(Piece(run.request.id, run.request.prefill))
+
+    def _n_used(self) -> int:
+        return sum(slot.run.n_reserved if slot.run else len(slot.cached) for slot in self._slots)
+
+    def _place(self, run: _Run, idle: Sequence[_Slot]) -> _Slot:
+        """Choose an idle sequence and bring the longest known prefix of the prompt into it."""
+        limit = len(run.prompt) - 1  # the last token is computed again: its logits begin the answer
+        own = [slot for slot in self._slots if slot.owner == run.request.owner]
+        shared = {slot: min(_common(slot.cached, run.prompt), limit) for slot in own}
+        source = max(shared, key=lambda slot: (shared[slot], slot in idle), default=None)
+        n_shared = shared[source] if source else 0
+        if source in idle and source and 2 * n_shared >= len(source.cached):
+            if not self._model.truncate(source.index, n_shared):
+                self._forget(source)
+            del source.cached[n_shared:]
+            return source
+        idle_by_age = sorted(idle, key=lambda slot: (bool(slot.cached), slot.last_used))
+        target = next((slot for slot in idle_by_age if slot is not source), idle_by_age[0])
+        if target is source:
+            if not self._model.truncate(target.index, n_shared):
+                self._forget(target)
+            del target.cached[n_shared:]
+            return target
+        self._forget(target)
+        if source and n_shared and self._model.can_share:
+            self._model.copy(source.index, target.index, 0, n_shared)
+            target.cached = list(run.prompt[:n_shared])
+        return target
+
+    def _follow(self, slot: _Slot, run: _Run) -> None:
+        """Let a request wait for an older one that is computing the prefix they share."""
+        if not self._model.can_share:
+            return
+        for other in self._slots:
+            if other is slot or other.run is None or other.owner != slot.owner or other.run.next_token is not None:
+                continue
+            n_shared = min(_common(other.run.prompt, run.prompt), len(run.prompt) - 1)
+            if n_shared >= max(len(slot.cached) + MIN_SHARED, run.n_shared + 1):
+                run.leader, run.n_shared = other, n_shared
+
+    def _must_wait(self, slot: _Slot, run: _Run) -> bool:
+        leader = run.leader
+        if leader is None:
+            return False
+        n_there = min(_common(leader.cached, run.prompt), run.n_shared)
+        if n_there > len(slot.cached):
+            self._model.copy(leader.index, slot.index, len(slot.cached), n_there)
+            run.n_cached += n_there - len(slot.cached)
+            slot.cached = list(run.prompt[:n_there])
+        if n_there >= run.n_shared or leader.run is None or leader.run.next_token is not None:
+            run.leader = None
+        return run.leader is not None
+
+    # -- computing
+
+    def _compute(self, batch: Sequence[tuple[int, int, int, bool]]) -> None:
+        code = self._model.decode(batch)
+        if code == 1:  # no room: what finished requests left goes first
+            for slot in self._slots:
+                if slot.run is None:
+                    self._forget(slot)
+            code = self._model.decode(batch)
+        if code != 0:
+            raise RuntimeError(f"llama_decode failed with code {code} on {len(batch)} tokens")
+
+    def _take(self, slot: _Slot, run: _Run, index: int) -> None:
+        """Choose the next token of a sequence and pass on the text it completes."""
+        token = run.sampler.choose(self._model.logits(index), run.grammar)
+        if token is None or self._model.is_end(token):
+            self._finish(slot, run, "stop")
+            return
+        run.n_completion += 1
+        run.next_token = token
+        if run.grammar is not None:
+            run.grammar.accept(token)
+        text = run.decoder.decode(self._model.piece(token))
+        if run.lazy_grammar is not None:
+            self._watch_for_trigger(run, text)
+        if self._write(run, text):
+            self._finish(slot, run, "stop")
+        elif run.n_completion >= run.max_tokens:
+            self._finish(slot, run, "length")
+
+    def _watch_for_trigger(self, run: _Run, text: str) -> None:
+        trigger = run.request.trigger or ""
+        run.seen += text
+        position = run.seen.find(trigger)
+        if position < 0 or run.lazy_grammar is None:
+            run.seen = run.seen[-len(trigger) :]
+            return
+        run.grammar, run.lazy_grammar = run.lazy_grammar, None
+        for token in self._model.tokenize(run.seen[position + len(trigger) :], has_special=False):
+            if not run.grammar.allows(token):
+                run.grammar.close()
+                run.grammar = None
+                return
+            run.grammar.accept(token)
+
+    def _write(self, run: _Run, text: str) -> bool:
+        """Emit text up to a stop string, holding back what may begin one; True if one was found."""
+        run.held += text
+        found = [at for at in (run.held.find(stop) for stop in run.request.stop) if at >= 0]
+        if found:
+            run.held = run.held[: min(found)]
+            return True
+        n_held = max((_overlap(run.held, stop) for stop in run.request.stop), default=0)
+        ready = run.held[: len(run.held) - n_held]
+        if ready:
+            self._emit(Piece(run.request.id, ready))
+            run.held = run.held[len(ready) :]
+        return False
+
+    def _finish(self, slot: _Slot, run: _Run, reason: Literal["stop", "length"]) -> None:
+        rest = run.held + run.decoder.decode(b"", final=True)
+        if rest:
+            self._emit(Piece(run.request.id, rest))
+        self._emit(Done(run.request.id, reason, run.n_completion))
+        self._release(slot)
+
+    def _release(self, slot: _Slot) -> None:
+        if slot.run:
+            slot.run.close()
+        slot.run = None
+        slot.last_used = next(self._clock)
+
+    def _forget(self, slot: _Slot) -> None:
+        self._model.truncate(slot.index, 0)
+        slot.cached = []
+
+    def _report(self, run: _Run, n_done: int) -> None:
+        self._emit(Progress(run.request.id, len(run.prompt), run.n_cached, n_done))
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    for position, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return position
+    return min(len(left), len(right))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,409 @@
+"""The model store: an OCI image layout on disk, one manifest per model, blobs named by their SHA-256.
+
+Knows nothing of where models come from or how they run; it reads no environment."""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+
+from engine.errors import BadModelFile, EngineError, ModelNotFound
+from engine.gguf import GGUFHeader, read_header
+from engine.sources import KnownModel, fetch, known_models
+
+INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE: Final = "application/vnd.docker.ai.model.config.v0.1+json"
+WEIGHTS_TYPE: Final = "application/vnd.docker.ai.gguf.v3"
+TEMPLATE_TYPE: Final = "application/vnd.docker.ai.chat.template.jinja"
+LICENSE_TYPE: Final = "application/vnd.docker.ai.license"
+CNCF_WEIGHTS_TYPE: Final = "application/vnd.cncf.model.weight.v1.gguf"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+MAX_DOCUMENT_BYTES: Final = 4 << 20  # manifests, configs, templates: all are small
+_CHUNK_BYTES: Final = 1 << 20
+_FICLONE: Final = 0x40049409  # linux/fs.h: share a file's blocks with another, copied on write
+_REF: Final = re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """One model of the store; `path` is the weights blob, `digest` its "sha256:…"."""
+
+    ref: str
+    path: Path
+    digest: str
+    manifest_digest: str
+    size_bytes: int
+    architecture: str
+    quantization: str
+    parameters: str
+    context_length: int
+    chat_template: str | None
+    license: str | None
+
+
+class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+
+
+class _Manifest(msgspec.Struct, rename="camel"):
+    schema_version: int
+    config: _Descriptor
+    layers: list[_Descriptor]
+    media_type: str = MANIFEST_TYPE
+    artifact_type: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Index(msgspec.Struct, rename="camel"):
+    schema_version: int = 2
+    media_type: str = INDEX_TYPE
+    manifests: list[_Descriptor] = []
+
+
+class _ModelConfig(msgspec.Struct):
+    format: str = "gguf"
+    quantization: str = ""
+    parameters: str = ""
+    architecture: str = ""
+    size: str = ""
+    gguf: dict[str, str] = {}
+    context_size: int | None = None
+
+
+class _Config(msgspec.Struct):
+    config: _ModelConfig
+    descriptor: dict[str, Any] = {}
+    rootfs: dict[str, Any] = {}
+
+
+def full_ref(ref: str) -> str:
+    """`ref` with its tag. Raises: ModelNotFound if it is not of the form name or name:tag."""
+    candidate = ref if ":" in ref else f"{ref}:latest"
+    if not _REF.fullmatch(candidate):
+        raise ModelNotFound(f"{ref!r} is not a model name; names look like qwen2.5-coder:0.5b")
+    return candidate
+
+
+class ModelStore:
+    """Models under one folder, shared by processes: the index changes under a file lock, blobs appear whole."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs" / "sha256"
+
+    def list(self) -> Sequence[StoredModel]:
+        """All models, by name."""
+        found = [self._stored(entry) for entry in self._index().manifests if REF_NAME in entry.annotations]
+        return sorted(found, key=lambda model: model.ref)
+
+    def get(self, ref: str) -> StoredModel:
+        """Raises: ModelNotFound if there is no such model, BadModelFile if its blobs are missing or damaged."""
+        wanted = full_ref(ref)
+        names = []
+        for entry in self._index().manifests:
+            name = entry.annotations.get(REF_NAME)
+            if name == wanted:
+                return self._stored(entry)
+            if name:
+                names.append(name)
+        close = difflib.get_close_matches(wanted, sorted({*names, *known_models()}), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        pullable = " (pull it first)" if wanted in known_models() else ""
+        raise ModelNotFound(f"the model {wanted} is not in the store{pullable}{hint}")
+
+    def import_file(
+        self,
+        path: Path,
+        ref: str,
+        *,
+        sha256: str | None = None,
+        size_bytes: int | None = None,
+        license: str | None = None,
+        parameters: str | None = None,
+        disposable: bool = False,
+    ) -> StoredModel:
+        """Take a GGUF file into the store under `ref`, replacing an earlier model of that name.
+
+        A `disposable` file on the same file system is moved, any other is cloned or copied. An interrupted import
+        leaves nothing visible. Raises: BadModelFile if the file is no GGUF model or not the one promised.
+        """
+        return self._import([path], ref, sha256, size_bytes, license, parameters, disposable)
+
+    def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
+        """Bring a model of the shipped list into the store; one already there is returned as it is.
+
+        Blocking: run it in a thread. Raises: ModelNotFound for an unknown name, ModelUnavailable if no source delivers.
+        """
+        say = progress or (lambda _: None)
+        wanted = full_ref(ref)
+        known = known_models().get(wanted)
+        if known is None:
+            raise ModelNotFound(f"{wanted} is not in the list of known models: {', '.join(known_models())}")
+        with contextlib.suppress(ModelNotFound, BadModelFile):
+            present = self.get(wanted)
+            if present.digest == f"sha256:{known.sha256}":
+                say(f"{wanted} is already in the store")
+                return present
+        self._prepare()
+        downloads = self.root / "downloads" / known.sha256
+        downloads.mkdir(parents=True, exist_ok=True)
+        parts = fetch(known, downloads, say)
+        say(f"checking {wanted}")
+        stored = self._import_known(known, parts)
+        shutil.rmtree(downloads, ignore_errors=True)
+        say(f"{wanted} is ready: {stored.size_bytes / 1e6:.0f} MB, {stored.architecture} {stored.quantization}")
+        return stored
+
+    def remove(self, ref: str) -> None:
+        """Forget `ref` and delete the blobs no other model uses. Raises: ModelNotFound."""
+        wanted = full_ref(ref)
+        with self._locked():
+            index = self._index()
+            kept = [entry for entry in index.manifests if entry.annotations.get(REF_NAME) != wanted]
+            if len(kept) == len(index.manifests):
+                raise ModelNotFound(f"the model {wanted} is not in the store")
+            self._write_index(_Index(manifests=kept))
+            self._drop_unreferenced(kept)
+
+    def verify(self, ref: str) -> None:
+        """Read the weights of `ref` again. Raises: BadModelFile if they no longer match their digest."""
+        model = self.get(ref)
+        with model.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"sha256:{digest}" != model.digest:
+            raise BadModelFile(f"the weights of {ref} are damaged on disk; remove the model and pull it again")
+
+    # -- reading
+
+    def _index(self) -> _Index:
+        path = self.root / "index.json"
+        try:
+            return msgspec.json.decode(_small_file(path), type=_Index)
+        except FileNotFoundError:
+            return _Index()
+        except msgspec.MsgspecError as exc:
+            raise BadModelFile(f"the model store's index {path} is damaged: {exc}") from exc
+
+    def _blob(self, digest: str) -> Path:
+        algorithm, _, value = digest.partition(":")
+        if algorithm != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise BadModelFile(f"{digest!r} is not a sha256 digest")
+        return self._blobs / value
+
+    def _manifest(self, entry: _Descriptor) -> _Manifest:
+        try:
+            return msgspec.json.decode(_small_file(self._blob(entry.digest)), type=_Manifest)
+        except (OSError, msgspec.MsgspecError) as exc:
+            raise BadModelFile(f"the manifest {entry.digest} cannot be read: {exc}") from exc
+
+    def _stored(self, entry: _Descriptor) -> StoredModel:
+        ref = entry.annotations[REF_NAME]
+        manifest = self._manifest(entry)
+        weights = [layer for layer in manifest.layers if layer.media_type in (WEIGHTS_TYPE, CNCF_WEIGHTS_TYPE)]
+        if len(weights) != 1:
+            raise BadModelFile(f"{ref} has {len(weights)} weight layers; exactly one GGUF layer is supported")
+        path = self._blob(weights[0].digest)
+        try:
+            config = msgspec.json.decode(_small_file(self._blob(manifest.config.digest)), type=_Config).config
+            size_bytes = path.stat().st_size
+            texts = {
+                layer.media_type: _small_file(self._blob(layer.digest)).decode()
+                for layer in manifest.layers
+                if layer.media_type in (TEMPLATE_TYPE, LICENSE_TYPE)
+            }
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise BadModelFile(f"{ref} is incomplete in the store: {exc}; remove it and pull it again") from exc
+        if size_bytes != weights[0].size:
+            raise BadModelFile(f"the weights of {ref} have {size_bytes} bytes, not {weights[0].size}; pull it again")
+        license_text = texts.get(LICENSE_TYPE, config.gguf.get("general.license", ""))
+        return StoredModel(
+            ref=ref,
+            path=path,
+            digest=weights[0].digest,
+            manifest_digest=entry.digest,
+            size_bytes=size_bytes,
+            architecture=config.architecture,
+            quantization=config.quantization,
+            parameters=config.parameters,
+            context_length=config.context_size or 0,
+            chat_template=texts.get(TEMPLATE_TYPE) or config.gguf.get("tokenizer.chat_template"),
+            license=license_text.partition("\n")[0].removeprefix("SPDX-License-Identifier: ").strip() or None,
+        )
+
+    # -- writing
+
+    def _prepare(self) -> None:
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        marker = self.root / "oci-layout"
+        if not marker.exists():
+            self._publish(b'{"imageLayoutVersion":"1.0.0"}', marker)
+
+    def _import_known(self, known: KnownModel, parts: Sequence[Path]) -> StoredModel:
+        return self._import(parts, known.ref, known.sha256, known.size_bytes, known.license, known.parameters, True)
+
+    def _import(
+        self,
+        parts: Sequence[Path],
+        ref: str,
+        sha256: str | None,
+        size_bytes: int | None,
+        license: str | None,
+        parameters: str | None,
+        disposable: bool,
+    ) -> StoredModel:
+        wanted = full_ref(ref)
+        try:
+            actual_bytes = sum(part.stat().st_size for part in parts)
+            if size_bytes is not None and actual_bytes != size_bytes:
+                raise BadModelFile(f"{wanted} has {actual_bytes} bytes; {size_bytes} were promised")
+            self._prepare()
+            with self._temporary() as temporary:
+                digest = _gather(parts, temporary, move=disposable and len(parts) == 1)
+                if sha256 is not None and digest != sha256.lower():
+                    raise BadModelFile(f"{wanted} has the SHA-256 {digest}; {sha256} was promised")
+                header = read_header(temporary)
+                temporary.chmod(0o444)
+                _fsync(temporary)
+                temporary.replace(self._blobs / digest)
+            weights = _Descriptor(WEIGHTS_TYPE, f"sha256:{digest}", actual_bytes)
+            layers = [weights]
+            license = license or _as_text(header.metadata.get("general.license"))
+            if license:
+                layers.append(self._put(f"SPDX-License-Identifier: {license}\n".encode(), LICENSE_TYPE))
+            config = _config(header, actual_bytes, parameters, [layer.digest for layer in layers])
+            manifest = _Manifest(2, self._put(msgspec.json.encode(config), CONFIG_TYPE), layers)
+            described = self._put(msgspec.json.encode(manifest), MANIFEST_TYPE)
+            described.annotations = {REF_NAME: wanted}
+            with self._locked():
+                kept = [entry for entry in self._index().manifests if entry.annotations.get(REF_NAME) != wanted]
+                self._write_index(_Index(manifests=[*kept, described]))
+        except OSError as exc:
+            raise EngineError(f"the model store at {self.root} failed: {exc.strerror or exc}") from exc
+        return self.get(wanted)
+
+    def _put(self, data: bytes, media_type: str) -> _Descriptor:
+        digest = hashlib.sha256(data).hexdigest()
+        self._publish(data, self._blobs / digest)
+        return _Descriptor(media_type, f"sha256:{digest}", len(data))
+
+    def _write_index(self, index: _Index) -> None:
+        self._publish(msgspec.json.format(msgspec.json.encode(index), indent=2), self.root / "index.json")
+
+    def _publish(self, data: bytes, target: Path) -> None:
+        """Write a small file so that it is either whole and durable or absent."""
+        with self._temporary() as temporary:
+            temporary.write_bytes(data)
+            _fsync(temporary)
+            temporary.replace(target)
+        _fsync(target.parent)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A fresh file among the blobs; what is not renamed away is deleted."""
+        handle, name = tempfile.mkstemp(prefix=".import-", dir=self._blobs)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _fsync(self._blobs)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._prepare()
+        with (self.root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _drop_unreferenced(self, entries: Sequence[_Descriptor]) -> None:
+        used = {".lock"}
+        for entry in entries:
+            manifest = self._manifest(entry)
+            used |= {self._blob(d.digest).name for d in (entry, manifest.config, *manifest.layers)}
+        for blob in self._blobs.iterdir():
+            if not blob.name.startswith(".import-") and blob.name not in used:
+                blob.unlink(missing_ok=True)
+
+
+def _small_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise BadModelFile(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes")
+    return data
+
+
+def _as_text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _config(header: GGUFHeader, size_bytes: int, parameters: str | None, diff_ids: Sequence[str]) -> _Config:
+    return _Config(
+        config=_ModelConfig(
+            quantization=header.quantization,
+            parameters=parameters or f"{header.n_parameters / 1e6:.2f} M",
+            architecture=header.architecture,
+            size=f"{size_bytes / 1e6:.2f} MB",
+            gguf={key: str(value) for key, value in header.metadata.items()},
+            context_size=header.context_length or None,
+        ),
+        rootfs={"type": "rootfs", "diff_ids": list(diff_ids)},
+    )
+
+
+def _gather(parts: Sequence[Path], target: Path, *, move: bool) -> str:
+    """Make `target` the concatenation of `parts` and return its SHA-256 in hex."""
+    if move:
+        with contextlib.suppress(OSError):
+            parts[0].replace(target)
+            with target.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    if len(parts) == 1 and _clone(parts[0], target):
+        with target.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as file:
+                _copy(file, out, digest.update)
+    return digest.hexdigest()
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Share the blocks of `source` where the file system can; False where it cannot."""
+    with source.open("rb") as src, target.open("wb") as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
+        except OSError:
+            return False
+    return True
+
+
+def _copy(source: BinaryIO, target: BinaryIO, seen: Callable[[bytes], None]) -> None:
+    while chunk := source.read(_CHUNK_BYTES):
+        seen(chunk)
+        target.write(chunk)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,197 @@
+"""The worker process: the only place where llama.cpp runs, started as `python -m engine.worker`.
+
+Knows nothing of who started it: messages on stdin and stdout, no network, no secrets, dies with its parent."""
+
+import contextlib
+import ctypes
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, Never
+
+import msgspec
+
+from engine.errors import BadRequest, ContextOverflow, EngineError, ModelBusy
+from engine.pipe import Cancel, Failed, FromWorker, Generate, Load, Loaded, LoadFailed, ToWorker, Unframer, frame
+
+if TYPE_CHECKING:
+    from engine.scheduler import Emit
+
+N_BATCH: Final = 512  # tokens computed at once; cancelling waits for at most one batch
+TEMPLATE_TIME_S: Final = 2.0  # CPU time one chat template may take
+TEMPLATE_MEMORY_BYTES: Final = 512 << 20  # address space it may add
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
+_CLONE_NEWNET: Final = 0x40000000
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever native code prints must not land between the frames
+    os.set_inheritable(out, False)
+    has_own_network = _harden()
+    inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(inbox,), name="stdin", daemon=True).start()
+    load = inbox.get()
+    if not isinstance(load, Load):
+        sys.exit("the first message must be Load")
+    pending = bytearray()
+
+    def emit(message: FromWorker) -> None:
+        pending.extend(frame(message))
+
+    def flush() -> None:
+        while pending:
+            del pending[: os.write(out, pending)]
+
+    try:
+        worker = Worker(load, emit)
+    except EngineError as exc:
+        emit(LoadFailed(str(exc)))
+        flush()
+        sys.exit(1)
+    emit(Loaded(worker.description, load.n_ctx, has_own_network))
+    flush()
+    while True:
+        for message in _available(inbox, is_blocking=not worker.has_work):
+            if message is None:
+                return
+            worker.handle(message)
+        worker.step()
+        flush()
+
+
+def _available(inbox: "queue.SimpleQueue[ToWorker | None]", *, is_blocking: bool) -> Iterator[ToWorker | None]:
+    """What has arrived; with `is_blocking` at least one message."""
+    if is_blocking:
+        yield inbox.get()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield inbox.get_nowait()
+
+
+def _read(inbox: "queue.SimpleQueue[ToWorker | None]") -> None:
+    """Decode stdin into the inbox; None at its end. A parent that is gone is not waited for."""
+    decoder = msgspec.msgpack.Decoder(ToWorker)
+    unframer = Unframer()
+    while data := os.read(0, 1 << 16):
+        for body in unframer.feed(data):
+            inbox.put(decoder.decode(body))
+    os._exit(0)
+
+
+class Worker:
+    """The model and its scheduler, fed with messages. Raises on construction: BadModelFile."""
+
+    def __init__(self, load: Load, emit: "Emit") -> None:
+        from engine.native import NativeModel
+        from engine.scheduler import Scheduler
+        from engine.template import ChatTemplate, Defuser
+
+        self._emit = emit
+        self._model = NativeModel(
+            Path(load.path),
+            n_cells=load.n_cells,
+            n_sequences=load.n_sequences,
+            n_threads=load.n_threads,
+            n_batch=N_BATCH,
+        )
+        with _bounded():
+            self._template = ChatTemplate(load.chat_template, bos=self._model.bos_text(), eos=self._model.eos_text())
+        control, user_defined = self._model.special_texts()
+        meaningful = [text for text in user_defined if text in load.chat_template]
+        self._defuser = Defuser([*control, *meaningful])
+        self._scheduler = Scheduler(
+            self._model, n_ctx=load.n_ctx, n_cells=load.n_cells, n_sequences=load.n_sequences, emit=emit
+        )
+        self.description = self._model.description()
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def handle(self, message: ToWorker) -> None:
+        match message:
+            case Generate():
+                try:
+                    self._scheduler.submit(message, self.tokens(message))
+                except ContextOverflow as exc:
+                    self._emit(Failed(message.id, "context", str(exc)))
+                except BadRequest as exc:
+                    self._emit(Failed(message.id, "request", str(exc)))
+                except ModelBusy as exc:
+                    self._emit(Failed(message.id, "busy", str(exc)))
+            case Cancel():
+                self._scheduler.cancel(message.id)
+            case Load():
+                sys.exit("a worker loads one model only")
+
+    def step(self) -> None:
+        self._scheduler.step()
+
+    def tokens(self, request: Generate) -> list[int]:
+        """The prompt, with special-token text in what users and tools wrote kept plain."""
+        from engine.template import CUT
+
+        messages = [
+            {key: value if key == "role" else self._defuser.value(value) for key, value in message.items()}
+            for message in request.messages
+        ]
+        with _bounded():
+            prompt = self._template.render(messages, self._defuser.value(request.tools))
+        pieces = [*prompt.split(CUT)]
+        pieces[-1] += request.prefill
+        return [token for piece in pieces if piece for token in self._model.tokenize(piece, has_special=True)]
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Let the template take so much time and memory and no more. Raises: BadRequest above the time."""
+
+    def expire(_: int, __: FrameType | None) -> Never:
+        raise BadRequest(f"the model's chat template took more than {TEMPLATE_TIME_S:.0f} s for this conversation")
+
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    previous = signal.signal(signal.SIGVTALRM, expire)
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + TEMPLATE_MEMORY_BYTES, before[1]))
+    signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_TIME_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+def _harden() -> bool:
+    """Give up what a worker does not need; True if it also left the host's network (not everywhere allowed)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getppid()
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the parent ended before the worker began")
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    has_own_network = any(libc.unshare(flags) == 0 for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET))
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no core file, and no other process of this user reads its memory
+    return has_own_network
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RuntimeError, OSError, msgspec.MsgspecError, MemoryError):
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
