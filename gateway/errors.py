@@ -1,0 +1,89 @@
+"""Errors of the gateway room, one tree.
+
+Knows no transport: the wire decides how each looks to a client.
+
+    GatewayError
+    ├── SettingsError          the operator's settings are wrong
+    ├── DoorError              the caller asked for something it cannot have
+    │   ├── UnknownName        no such tool, prompt or resource for this caller (absent and denied look alike)
+    │   ├── BadCursor          a pagination cursor that this gateway did not issue
+    │   └── Denied             a visible tool, refused by policy
+    ├── UpstreamError          a server behind the gateway misbehaved
+    │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
+    │   ├── UpstreamLost           the connection ended with the request in flight
+    │   ├── UpstreamTimeout        no answer within the deadline
+    │   ├── UpstreamCancelled      the caller withdrew the request
+    │   └── UpstreamInvalid        it answered something that is not MCP
+    ├── ImageError             an image could be neither found, pulled nor built
+    └── PackageError           a package could not be installed
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Anything this room reports on purpose."""
+
+
+class SettingsError(GatewayError):
+    """A setting is wrong; the operator fixes it."""
+
+
+class DoorError(GatewayError):
+    """The caller asked for something it cannot have."""
+
+
+class UnknownName(DoorError):
+    """No such tool, prompt or resource for this caller."""
+
+
+class BadCursor(DoorError):
+    """The pagination cursor was not issued by this gateway."""
+
+
+class Denied(DoorError):
+    """Policy refuses a call whose tool the caller may see."""
+
+
+class UpstreamError(GatewayError):
+    """A server behind the gateway misbehaved. `retry` tells the caller whether trying again is safe."""
+
+    retry = "A retry may repeat side effects."
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The server could not be started or reached; the request was not sent."""
+
+    retry = "The request was not sent: a retry is safe."
+
+
+class UpstreamLost(UpstreamError):
+    """The connection ended while the request was in flight."""
+
+    retry = "It is unknown whether the request was carried out: a retry may repeat side effects."
+
+
+class UpstreamTimeout(UpstreamError):
+    """No answer within the deadline; the server was told to stop."""
+
+    retry = "It is unknown whether the request was carried out: a retry may repeat side effects."
+
+
+class UpstreamCancelled(UpstreamError):
+    """The caller withdrew the request."""
+
+    retry = "The request was cancelled by the caller."
+
+
+class UpstreamInvalid(UpstreamError):
+    """The server answered something that is not MCP."""
+
+    retry = "A retry is unlikely to help."
+
+
+class ImageError(GatewayError):
+    """An image could be neither found, pulled nor built."""
+
+
+class PackageError(GatewayError):
+    """A package could not be installed."""

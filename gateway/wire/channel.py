@@ -1,0 +1,85 @@
+"""The seam between a transport and whoever reads its messages, and line framing for byte streams.
+
+Knows no method: a channel moves whole JSON-RPC messages and says when it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
+
+from gateway.errors import UpstreamError
+
+MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
+"""Largest single message accepted from a server; base64 images of several megabytes are common."""
+
+
+class Receiver(Protocol):
+    """Who reads a channel. All three are called on the event loop and must not block."""
+
+    def received(self, message: bytes) -> None:
+        """One whole message, without its line break."""
+
+    def failed(self, id: int, error: UpstreamError) -> None:
+        """The request with this id will get no answer; the channel itself still works."""
+
+    def lost(self, reason: str) -> None:
+        """The channel is gone; called once, nothing follows."""
+
+
+class Channel(Protocol):
+    """One live connection to a server, owned by the task that opened it."""
+
+    @property
+    def detail(self) -> Mapping[str, str]:
+        """What an operator would want to know: container id, process id, URL."""
+
+    def send(self, message: bytes, id: int | None = None) -> None:
+        """Queue one single-line message; `id` is the request id if an answer is expected."""
+
+    async def drain(self) -> None:
+        """Wait until the transport's write buffer has room."""
+
+    def negotiated(self, revision: str) -> None:
+        """The handshake settled on this protocol revision."""
+
+    async def close(self) -> None:
+        """Release everything; bounded, and safe to call twice."""
+
+
+class LineTooLong(Exception):
+    """A server wrote more than `MAX_MESSAGE_BYTES` without a line break."""
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines; keeps the unfinished tail."""
+
+    def __init__(self, limit: int = MAX_MESSAGE_BYTES) -> None:
+        self._limit = limit
+        self._tail: list[bytes] = []
+        self._tail_bytes = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each finished line, without line break, skipping empty ones.
+
+        Raises:
+            LineTooLong: the unfinished line passed the limit.
+        """
+        head, *rest = data.split(b"\n")
+        self._tail.append(head)
+        self._tail_bytes += len(head)
+        if self._tail_bytes > self._limit:
+            raise LineTooLong
+        if not rest:
+            return
+        rest.insert(0, b"".join(self._tail) if len(self._tail) > 1 else head)
+        tail = rest.pop()
+        self._tail = [tail] if tail else []
+        self._tail_bytes = len(tail)
+        for line in rest:
+            stripped = line.strip()
+            if stripped:
+                yield stripped
+
+    def rest(self) -> bytes:
+        """What is left without a line break, for a diagnosis at the end of the stream."""
+        return b"".join(self._tail).strip()

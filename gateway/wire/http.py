@@ -1,0 +1,328 @@
+"""Streamable HTTP, server side (MCP 2025-11-25, basic/transports): POST, GET and DELETE on one endpoint.
+
+Knows HTTP, streams and session ids; methods belong to the era behind it, which it finds by header."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from catalog import Profile
+from gateway.door import Door
+from gateway.wire import envelope, sse
+from gateway.wire.envelope import WireError
+from gateway.wire.legacy import REVISIONS, LegacySession
+from policies import Principal
+
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+MAX_SESSIONS: Final = 10_000
+SESSION_IDLE_S: Final = 1800.0
+MAX_OUTBOX: Final = 1000
+"""Messages kept for a client that has no listening stream open; the oldest are dropped first."""
+MAX_BATCH: Final = 100
+KEEP_ALIVE_S: Final = 25.0
+
+_JSON: Final = (b"content-type", b"application/json")
+_SSE: Final = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class HttpSession:
+    """A legacy session with its id, its listening stream and what waits for that stream."""
+
+    def __init__(self, door: Door, principal: Principal, profile: Profile) -> None:
+        self.id = secrets.token_hex(16)
+        self.era = LegacySession(door, principal, profile, self._keep)
+        self.last_used = asyncio.get_running_loop().time()
+        self.open = 0
+        """Requests and streams under way; a session in use does not idle."""
+        self.listening = False
+        self.closed = False
+        self._outbox: deque[bytes] = deque(maxlen=MAX_OUTBOX)
+        self._wake = asyncio.Event()
+
+    def _keep(self, message: bytes) -> None:
+        self._outbox.append(message)
+        self._wake.set()
+
+    async def next(self) -> list[bytes]:
+        """What has gathered for the listening stream; waits at most `KEEP_ALIVE_S`."""
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return []
+        self._wake.clear()
+        messages = list(self._outbox)
+        self._outbox.clear()
+        return messages
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake.set()
+        self.era.close()
+
+
+class McpEndpoint:
+    """An ASGI application serving each profile at its path."""
+
+    def __init__(self, door: Door, principal_of: Callable[[Scope], Principal]) -> None:
+        self._door = door
+        self._principal_of = principal_of
+        self._sessions: dict[str, HttpSession] = {}
+
+    def close(self) -> None:
+        """End every session and stream; called when the gateway shuts down."""
+        for session in list(self._sessions.values()):
+            session.close()
+        self._sessions.clear()
+
+    async def serve(self, profile: Profile, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = _headers(scope)
+        principal = self._principal_of(scope)
+        match scope["method"]:
+            case "POST":
+                await self._post(profile, principal, headers, receive, send)
+            case "GET":
+                await self._get(profile, principal, headers, receive, send)
+            case "DELETE":
+                await self._delete(profile, principal, headers, send)
+            case _:
+                await _answer(send, 405, b"", ((b"allow", b"GET, POST, DELETE"),))
+
+    # -- POST --------------------------------------------------------------------------------
+
+    async def _post(
+        self,
+        profile: Profile,
+        principal: Principal,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
+            return
+        body = await _body(receive)
+        if body is None:
+            await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
+            return
+        refusal = _check_revision(headers)
+        if refusal is not None:
+            await _answer(send, 400, refusal)
+            return
+        id = headers.get(b"mcp-session-id", b"").decode("latin-1")
+        if id:
+            session = self._find(id, principal, profile)
+            if session is None:
+                await _refuse(send, 404, envelope.INVALID_REQUEST, "Session not found; initialize again")
+                return
+            await self._in_session(session, body, headers, send)
+        else:
+            await self._open(profile, principal, body, send)
+
+    async def _open(self, profile: Profile, principal: Principal, body: bytes, send: Send) -> None:
+        try:
+            incoming = envelope.decode(body)
+        except WireError as exc:
+            await _answer(send, 400, envelope.error(exc.id, exc.code, exc.message))
+            return
+        if incoming.method != "initialize" or incoming.kind != "request":
+            text = "Mcp-Session-Id header is missing; begin with initialize"
+            await _answer(send, 400, envelope.error(bytes(incoming.id) or b"null", envelope.INVALID_REQUEST, text))
+            return
+        self._expire()
+        if len(self._sessions) >= MAX_SESSIONS:
+            await _refuse(send, 503, envelope.INTERNAL_ERROR, "too many sessions; try again later")
+            return
+        session = HttpSession(self._door, principal, profile)
+        answer = await session.era.request(incoming, _drop)
+        if session.era.revision:
+            self._sessions[session.id] = session
+            await _answer(send, 200, answer, ((b"mcp-session-id", session.id.encode()),))
+        else:
+            await _answer(send, 400, answer)
+
+    async def _in_session(self, session: HttpSession, body: bytes, headers: Mapping[bytes, bytes], send: Send) -> None:
+        stream = _ResponseStream(send, b"text/event-stream" in headers.get(b"accept", b"text/event-stream"))
+        session.open += 1
+        try:
+            if body.lstrip()[:1] == b"[":
+                answer = await self._batch(session, body, stream)
+            else:
+                answer = await session.era.message(body, stream.send)
+            if answer is None:
+                await _answer(send, 202, b"")
+            else:
+                await stream.finish(answer)
+        finally:
+            session.open -= 1
+            session.last_used = asyncio.get_running_loop().time()
+
+    @staticmethod
+    async def _batch(session: HttpSession, body: bytes, stream: _ResponseStream) -> bytes | None:
+        """Batches exist in revision 2025-03-26 only (basic/index, "Batching")."""
+        if session.era.revision != "2025-03-26":
+            return envelope.error(b"null", envelope.INVALID_REQUEST, "batches are not part of this protocol revision")
+        try:
+            members = envelope.decode_batch(body)
+        except WireError as exc:
+            return envelope.error(exc.id, exc.code, exc.message)
+        if not 0 < len(members) <= MAX_BATCH:
+            return envelope.error(b"null", envelope.INVALID_REQUEST, f"a batch holds 1 to {MAX_BATCH} messages")
+        answers = await asyncio.gather(*(session.era.message(member, stream.send) for member in members))
+        given = [answer for answer in answers if answer is not None]
+        return b"[" + b",".join(given) + b"]" if given else None
+
+    # -- GET and DELETE ----------------------------------------------------------------------
+
+    async def _get(
+        self,
+        profile: Profile,
+        principal: Principal,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        session = self._find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
+        if session is None:
+            known = b"mcp-session-id" in headers
+            await _refuse(send, 404 if known else 400, envelope.INVALID_REQUEST, "no such session; initialize first")
+            return
+        if session.listening:
+            await _refuse(send, 409, envelope.INVALID_REQUEST, "this session is already listening")
+            return
+        session.listening, session.open = True, session.open + 1
+        gone = asyncio.get_running_loop().create_task(_disconnected(receive))
+        writer = asyncio.get_running_loop().create_task(self._listen(session, send))
+        try:
+            await asyncio.wait({gone, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (gone, writer):
+                task.cancel()
+            await asyncio.gather(gone, writer, return_exceptions=True)
+            session.listening, session.open = False, session.open - 1
+            session.last_used = asyncio.get_running_loop().time()
+
+    @staticmethod
+    async def _listen(session: HttpSession, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(_SSE)})
+        await send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
+        while not session.closed:
+            messages = await session.next()
+            body = b"".join(sse.event(message) for message in messages) or b": keep-alive\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _delete(self, profile: Profile, principal: Principal, headers: Mapping[bytes, bytes], send: Send) -> None:
+        session = self._find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
+        if session is None:
+            await _refuse(send, 404, envelope.INVALID_REQUEST, "Session not found")
+            return
+        del self._sessions[session.id]
+        session.close()
+        await _answer(send, 204, b"")
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    def _find(self, id: str, principal: Principal, profile: Profile) -> HttpSession | None:
+        """A session of this very principal and profile; anybody else's looks like none at all."""
+        session = self._sessions.get(id)
+        if session is None or session.era.principal != principal or session.era.profile.name != profile.name:
+            return None
+        return session
+
+    def _expire(self) -> None:
+        oldest_allowed = asyncio.get_running_loop().time() - SESSION_IDLE_S
+        for id, session in list(self._sessions.items()):
+            if not session.open and session.last_used < oldest_allowed:
+                del self._sessions[id]
+                session.close()
+
+
+class _ResponseStream:
+    """One POST's answer: plain JSON if nothing precedes it, an event stream from the first message that does."""
+
+    def __init__(self, send: Send, may_stream: bool) -> None:
+        self._send = send
+        self._may_stream = may_stream
+        self._started = False
+
+    async def send(self, message: bytes) -> None:
+        if not self._may_stream:
+            return
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(_SSE)})
+        event = sse.event(envelope.one_line(message))
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def finish(self, answer: bytes) -> None:
+        if not self._started:
+            await _answer(self._send, 200, answer)
+            return
+        event = sse.event(envelope.one_line(answer))
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _check_revision(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The error for a revision that is not served, which tells the client what is."""
+    asked = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
+    if not asked or asked in REVISIONS:
+        return None
+    return envelope.error(
+        b"null",
+        envelope.UNSUPPORTED_PROTOCOL_VERSION,
+        f"Unsupported protocol version: {asked[:32]}",
+        {"supported": list(REVISIONS), "requested": asked[:32]},
+    )
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    return dict(scope["headers"])
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole request body, or None if it is over the limit."""
+    event = await receive()
+    body: bytes = event.get("body", b"")
+    if not event.get("more_body"):
+        return body if len(body) <= MAX_BODY_BYTES else None
+    parts = [body]
+    size = len(body)
+    while event.get("more_body"):
+        event = await receive()
+        parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            return None
+    return b"".join(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _drop(message: bytes) -> None:
+    """Nothing precedes the answer to initialize."""
+
+
+async def _answer(send: Send, status: int, body: bytes, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    headers = [(b"content-length", b"%d" % len(body)), *extra]
+    if body:
+        headers.append(_JSON)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse(send: Send, status: int, code: int, text: str) -> None:
+    await _answer(send, status, envelope.error(b"null", code, text))

@@ -1,0 +1,205 @@
+"""The legacy era, server side: sessions opened by `initialize` (MCP revisions 2025-03-26 to 2025-11-25).
+
+Knows methods and sessions; not the transport that carries them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from catalog import Profile
+from gateway import __version__, door, errors
+from gateway.audit import AuditUnwritable
+from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
+from gateway.upstream import Notice, Reply
+from gateway.wire import envelope
+from gateway.wire.envelope import Envelope, WireError
+from policies import Principal
+
+_log: Final = logging.getLogger(__name__)
+
+REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+"""Newest first. 2024-11-05 shares the session form over stdio; its own HTTP transport is not served."""
+MAX_IN_FLIGHT: Final = 256
+"""Requests one session may have open; one more is refused."""
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class _InitializeParams(msgspec.Struct):
+    protocolVersion: str
+    capabilities: dict[str, Raw] = {}
+    clientInfo: dict[str, Raw] = {}
+
+
+_initialize_params: Final = msgspec.json.Decoder(_InitializeParams)
+
+
+class LegacySession(Caller):
+    """One client from its `initialize` on. `outlet` takes messages that belong to no request of the client's."""
+
+    def __init__(
+        self,
+        the_door: Door,
+        principal: Principal,
+        profile: Profile,
+        outlet: Callable[[bytes], None],
+    ) -> None:
+        super().__init__(principal, profile)
+        self.revision = ""
+        self._door = the_door
+        self._outlet = outlet
+        self._in_flight: dict[bytes, asyncio.Task[object]] = {}
+        self._cancelled: set[bytes] = set()
+
+    def deliver(self, message: bytes) -> None:
+        self._outlet(message)
+
+    # -- messages from the client ------------------------------------------------------------
+
+    async def request(self, incoming: Envelope, send: Send) -> bytes:
+        """Answer one request. Messages that precede the answer go to `send`; whatever happens, there is an answer."""
+        id = bytes(incoming.id)
+        if id in self._in_flight:
+            return envelope.error(id, envelope.INVALID_REQUEST, "a request with this id is still open")
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            return envelope.error(id, envelope.INTERNAL_ERROR, f"{MAX_IN_FLIGHT} requests are already open")
+        task = asyncio.current_task()
+        if task is not None:
+            self._in_flight[id] = task
+        try:
+            return await self._answer(id, incoming, send)
+        except asyncio.CancelledError:
+            if id not in self._cancelled or task is None:
+                raise
+            task.uncancel()
+            return envelope.error(id, envelope.REQUEST_CANCELLED, "Request cancelled")
+        finally:
+            self._in_flight.pop(id, None)
+            self._cancelled.discard(id)
+
+    async def _answer(self, id: bytes, incoming: Envelope, send: Send) -> bytes:
+        method = incoming.method
+        try:
+            if method in ROUTES:
+                return _encoded(id, await self._call(method, bytes(incoming.params), send))
+            if method in LISTS:
+                return envelope.result(id, await self._door.list(self, method, bytes(incoming.params)))
+            return envelope.result(id, self._other(method, incoming.params))
+        except errors.UnknownName as exc:
+            code = envelope.RESOURCE_NOT_FOUND if method == "resources/read" else envelope.INVALID_PARAMS
+            return envelope.error(id, code, str(exc))
+        except errors.BadCursor as exc:
+            return envelope.error(id, envelope.INVALID_PARAMS, str(exc))
+        except WireError as exc:
+            return envelope.error(id, exc.code, exc.message)
+        except AuditUnwritable as exc:
+            _log.error("refusing calls: %s", exc)
+            return envelope.error(id, envelope.INTERNAL_ERROR, "the audit log cannot be written; no call is answered")
+        except Exception:  # noqa: BLE001  # outermost border of a request
+            incident = secrets.token_hex(4)
+            _log.exception("incident %s in %s", incident, method)
+            return envelope.error(id, envelope.INTERNAL_ERROR, f"internal error, incident {incident}")
+
+    async def _call(self, method: str, params: bytes, send: Send) -> Reply:
+        async def notify(notice: Notice) -> None:
+            await send(envelope.notification(notice.method, notice.params))
+
+        try:
+            return await self._door.call(self, method, params, notify)
+        except errors.UpstreamError as exc:
+            text = f"{exc}. {exc.retry}"
+            if method == "tools/call":
+                return door.tool_error(text)
+            return Reply(None, envelope.encode({"code": envelope.INTERNAL_ERROR, "message": text}))
+
+    def _other(self, method: str, params: Raw) -> bytes:
+        match method:
+            case "ping":
+                return b"{}"
+            case "initialize":
+                return self._initialize(params)
+            case "logging/setLevel":
+                level = envelope.text(envelope.fields(params).get("level", envelope.ABSENT), "level")
+                if level not in LOG_LEVELS:
+                    raise WireError(envelope.INVALID_PARAMS, f"level must be one of {', '.join(LOG_LEVELS)}")
+                self._door.set_log_level(self, level)
+                return b"{}"
+            case _:
+                raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
+
+    def _initialize(self, params: Raw) -> bytes:
+        if self.revision:
+            raise WireError(envelope.INVALID_REQUEST, "this session is already initialized")
+        try:
+            wanted = _initialize_params.decode(params)
+        except msgspec.DecodeError as exc:
+            raise WireError(envelope.INVALID_PARAMS, f"initialize: {exc}") from exc
+        self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
+        name = wanted.clientInfo.get("name", envelope.ABSENT)
+        self.client = envelope.text(name, "clientInfo.name")[:128] if bytes(name) else ""
+        self._door.enter(self)
+        answer: dict[str, object] = {
+            "protocolVersion": self.revision,
+            "capabilities": {
+                "tools": {"listChanged": True},
+                "prompts": {"listChanged": True},
+                "resources": {"listChanged": True},
+                "completions": {},
+                "logging": {},
+            },
+            "serverInfo": {
+                "name": "lockgate",
+                "title": f"Lockgate ({self.profile.name})",
+                "version": __version__,
+            },
+        }
+        if instructions := self._door.instructions(self):
+            answer["instructions"] = instructions
+        return envelope.encode(answer)
+
+    def notification(self, incoming: Envelope) -> None:
+        """Take a notification; unknown ones are ignored, as JSON-RPC wants."""
+        if incoming.method == "notifications/cancelled":
+            try:
+                id = bytes(envelope.fields(incoming.params).get("requestId", envelope.ABSENT))
+            except WireError:
+                return
+            task = self._in_flight.get(id)
+            if task is not None and id not in self._cancelled:
+                self._cancelled.add(id)
+                task.cancel()
+
+    async def message(self, message: bytes | Raw, send: Send) -> bytes | None:
+        """Any one message: the answer to a request, None for what needs no answer."""
+        try:
+            incoming = envelope.decode(message)
+        except WireError as exc:
+            return envelope.error(exc.id, exc.code, exc.message)
+        match incoming.kind:
+            case "request":
+                return await self.request(incoming, send)
+            case "notification":
+                self.notification(incoming)
+                return None
+            case _:
+                return None  # we ask this client nothing, so an answer has no question
+
+    def close(self) -> None:
+        """Withdraw what is open and hear of nothing more."""
+        self._door.leave(self)
+        for id, task in self._in_flight.items():
+            self._cancelled.add(id)
+            task.cancel()
+
+
+def _encoded(id: bytes, reply: Reply) -> bytes:
+    if reply.result is not None:
+        return envelope.result(id, reply.result)
+    return envelope.error_raw(id, reply.error or b"{}")

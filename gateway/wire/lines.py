@@ -1,0 +1,77 @@
+"""Newline-delimited JSON-RPC over any byte stream: the stdio transport of MCP, client side.
+
+Knows no process and no container; a runtime feeds it bytes and gives it a transport to write to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from gateway.serverlog import ServerLog
+from gateway.wire.channel import LineSplitter, LineTooLong, Receiver
+
+
+class WriteEnd(Protocol):
+    """The part of an asyncio write transport that is used here."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def is_closing(self) -> bool: ...
+
+
+class LineChannel:
+    """Cuts incoming bytes into messages and writes outgoing ones; the runtime owns opening and closing."""
+
+    def __init__(self, receiver: Receiver, log: ServerLog) -> None:
+        self.log = log
+        self.detail: Mapping[str, str] = {}
+        self.ended = asyncio.Event()
+        self._receiver = receiver
+        self._splitter = LineSplitter()
+        self._write_end: WriteEnd | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def writes_to(self, write_end: WriteEnd) -> None:
+        self._write_end = write_end
+
+    def feed(self, data: bytes) -> None:
+        """Bytes from the server's stdout.
+
+        Raises:
+            LineTooLong: the runtime must end the server.
+        """
+        for line in self._splitter.feed(data):
+            self._receiver.received(line)
+
+    def end(self, reason: str) -> None:
+        """The stream is over; idempotent."""
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        self._room.set()
+        if rest := self._splitter.rest():
+            self.log.stray(rest)
+        self.log.write("gateway", f"connection ended: {reason}")
+        self._receiver.lost(reason)
+
+    def pause(self) -> None:
+        self._room.clear()
+
+    def resume(self) -> None:
+        self._room.set()
+
+    def send(self, message: bytes, id: int | None = None) -> None:
+        if self._write_end is not None and not self._write_end.is_closing() and not self.ended.is_set():
+            self._write_end.write(message + b"\n")
+
+    async def drain(self) -> None:
+        if not self._room.is_set():
+            await self._room.wait()
+
+    def negotiated(self, revision: str) -> None:
+        """The stdio transport does not repeat the revision."""
+
+
+__all__ = ["LineChannel", "LineTooLong", "WriteEnd"]
