@@ -1,0 +1,39 @@
+"""A minimal policy engine: what a profile names is allowed, everything else is denied.
+
+Knows no arguments and no groups; a richer engine takes its place behind the same protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from policies.decision import Decision, Request
+
+
+class AllowList:
+    """Allows the items of the servers a profile names.
+
+    `rules` maps profile name -> server id -> allowed tool names, None meaning all tools of that server. Prompts,
+    resources and completions follow the server; tools also the list.
+    """
+
+    reads_arguments = False
+
+    def __init__(self, rules: Mapping[str, Mapping[str, frozenset[str] | None]]) -> None:
+        self._rules = {profile: dict(servers) for profile, servers in rules.items()}
+        canonical = sorted(
+            (profile, server, sorted(tools) if tools is not None else None)
+            for profile, servers in self._rules.items()
+            for server, tools in servers.items()
+        )
+        self.generation = hashlib.sha256(repr(canonical).encode()).hexdigest()[:16]
+
+    def decide(self, request: Request) -> Decision:
+        servers = self._rules.get(request.profile)
+        if servers is None or request.server not in servers:
+            return Decision(False, (), f"no rule allows server {request.server} in profile {request.profile}")
+        tools = servers[request.server]
+        rule = f"profile:{request.profile}:{request.server}"
+        if tools is not None and request.action in ("call", "list") and request.item not in tools:
+            return Decision(False, (), f"profile {request.profile} does not select this tool of {request.server}")
+        return Decision(True, (rule,), "allowed by profile")

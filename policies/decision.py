@@ -1,0 +1,54 @@
+"""The vocabulary of policy: who asks, for what, and the answer.
+
+Knows no engine and no tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Action = Literal["call", "list", "read", "prompt", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated caller. `kind` says how it was authenticated."""
+
+    id: str
+    kind: Literal["loopback", "stdio"] = "loopback"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing somebody wants to do. `item` is a tool or prompt name, or a resource URI, as its server knows it."""
+
+    principal: Principal
+    action: Action
+    profile: str
+    server: str
+    item: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer, with the ids of the rules that made it."""
+
+    allowed: bool
+    policy_ids: tuple[str, ...]
+    reason: str
+
+
+class PolicyEngine(Protocol):
+    """Decides requests. Deterministic and without side effects; denies unless something explicitly allows."""
+
+    @property
+    def generation(self) -> str:
+        """Changes whenever any answer may change: part of every cache key."""
+
+    @property
+    def reads_arguments(self) -> bool:
+        """Whether any rule looks at arguments; if not, callers may cache decisions per item."""
+
+    def decide(self, request: Request) -> Decision: ...
