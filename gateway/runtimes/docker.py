@@ -1,0 +1,308 @@
+"""Servers in containers: create, attach, start and remove through the Docker Engine API.
+
+Knows what a locked-down container is; not how images come to be (images.py) nor what the frames mean (attach.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import docker
+import requests
+from anyio import to_thread
+from docker.types import LogConfig, Ulimit
+
+from catalog import Entry
+from gateway import errors
+from gateway.images import Image, ImageStore
+from gateway.runtimes.attach import AttachProtocol
+from gateway.serverlog import ServerLog
+from gateway.wire import envelope
+from gateway.wire.channel import Receiver
+from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
+from gateway.wire.lines import LineChannel
+
+LABEL_GATEWAY: Final = "lockgate.gateway"
+LABEL_SERVER: Final = "lockgate.server"
+CONTAINER_UID: Final = 65532
+"""The user inside when the gateway itself runs as root; otherwise the gateway's own user, so that volumes fit."""
+ENGINE_TIMEOUT_S: Final = 60
+PROBE_TIMEOUT_S: Final = 3
+EXIT_GRACE_S: Final = 3.0
+"""How long a server may take to exit once its stdin is closed, before it is killed."""
+EXPLAIN_TIMEOUT_S: Final = 1.0
+MAX_OPEN_FILES: Final = 4096
+MAX_MOUNTED_TMP_MIB: Final = 1024
+
+_EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.RequestException)
+
+
+class DockerRuntime:
+    """Containers on one Docker Engine, all labelled with the id of this gateway's state folder."""
+
+    name = "docker"
+
+    def __init__(self, docker_host: str, images: ImageStore, volumes: Path, gateway_id: str) -> None:
+        self._docker_host = docker_host
+        self._images = images
+        self._volumes = volumes
+        self._gateway_id = gateway_id
+        self._client: docker.APIClient | None = None
+        self._engine: HttpOrigin | None = None
+
+    async def probe(self) -> str | None:
+        """Connect to the engine and remove what a dead gateway with the same state folder left behind.
+
+        Returns the reason if there is no usable engine.
+        """
+        try:
+            self._client = await to_thread.run_sync(self._connect)
+            await self.sweep()
+        except _EngineErrors as exc:
+            self._client = None
+            return f"no Docker Engine at {self._docker_host}: {_short(exc)}"
+        self._engine = HttpOrigin(self._docker_host.replace("tcp://", "http://"))
+        return None
+
+    def _connect(self) -> docker.APIClient:
+        probe = docker.APIClient(base_url=self._docker_host, timeout=PROBE_TIMEOUT_S)
+        probe.ping()
+        probe.close()
+        return docker.APIClient(base_url=self._docker_host, version="auto", timeout=ENGINE_TIMEOUT_S)
+
+    async def sweep(self) -> int:
+        """Remove every container labelled as ours; only right while no server of this gateway runs."""
+        client = self._require_client()
+        label = {"label": f"{LABEL_GATEWAY}={self._gateway_id}"}
+        found = await to_thread.run_sync(lambda: client.containers(all=True, filters=label))
+        for container in found:
+            await self._remove(container["Id"])
+        return len(found)
+
+    def _require_client(self) -> docker.APIClient:
+        if self._client is None:
+            raise errors.UpstreamUnavailable(
+                f"no Docker Engine at {self._docker_host}; start it or choose runtime=process"
+            )
+        return self._client
+
+    async def prepare(self, entry: Entry, log: ServerLog) -> None:
+        await self._image(entry, log)
+
+    async def _image(self, entry: Entry, log: ServerLog) -> Image:
+        self._require_client()
+        try:
+            return await self._images.ensure(entry, progress=lambda line: log.write("gateway", line))
+        except errors.ImageError as exc:
+            raise errors.UpstreamUnavailable(str(exc)) from exc
+
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
+        client = self._require_client()
+        image = await self._image(entry, log)
+        name = f"lockgate-{entry.id.lower()}-{secrets.token_hex(4)}"
+        spec = self.specification(entry, image, name)
+        log.write("gateway", f"starting container {name} from {image.reference}")
+        channel: DockerChannel | None = None
+        try:
+            created = await to_thread.run_sync(lambda: _create(client, spec, name))
+            channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
+            await channel.attach()
+            await to_thread.run_sync(lambda: client.start(created["Id"]))
+        except (*_EngineErrors, OSError) as exc:
+            raise errors.UpstreamUnavailable(f"the Docker Engine could not start {entry.id}: {_short(exc)}") from exc
+        except BaseException:
+            channel, started = None, channel
+            with anyio.CancelScope(shield=True):
+                if started is not None:
+                    started.abandon()
+                await self._remove(name)
+            raise
+        return channel
+
+    def specification(self, entry: Entry, image: Image, name: str) -> dict[str, Any]:
+        """The complete create request for one server: everything not asked for is taken away."""
+        client = self._require_client()
+        limits = entry.limits
+        memory = limits.memory_mib * 1024 * 1024
+        tmpfs = f"rw,noexec,nosuid,nodev,size={min(limits.tmpfs_mib, MAX_MOUNTED_TMP_MIB)}m,mode=1777"
+        host_config = client.create_host_config(
+            binds={str(path): {"bind": target, "mode": "rw"} for path, target in self._folders(entry)},
+            network_mode="bridge" if entry.network == "internet" else "none",
+            restart_policy={"Name": "no"},
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            read_only=True,
+            tmpfs={"/tmp": tmpfs},  # noqa: S108  # the container's own
+            ipc_mode="private",
+            cgroupns="private",
+            ulimits=[
+                Ulimit(name="nofile", soft=MAX_OPEN_FILES, hard=MAX_OPEN_FILES),
+                Ulimit(name="core", soft=0, hard=0),
+            ],
+            # Without a log driver no result is stored on disk by the engine; attach works all the same.
+            log_config=LogConfig(type="none"),
+            mem_limit=memory,
+            memswap_limit=memory,
+            nano_cpus=int(limits.cpus * 1e9),
+            pids_limit=limits.pids,
+            shm_size=16 * 1024 * 1024,
+            init=True,
+            auto_remove=True,
+        )
+        environment = {"HOME": "/tmp", **entry.env}  # noqa: S108  # the only writable place without a volume
+        spec = client.create_container_config(
+            image.id,
+            list(entry.command if image.origin == "local" else entry.args) or [],
+            user=self._user(),
+            stdin_open=True,
+            environment=environment,
+            host_config=host_config,
+            labels={LABEL_GATEWAY: self._gateway_id, LABEL_SERVER: entry.id},
+        )
+        spec.update(AttachStdin=True, AttachStdout=True, AttachStderr=True, StdinOnce=True)
+        return dict(spec)
+
+    @staticmethod
+    def _user() -> str:
+        uid = os.getuid()
+        return f"{uid}:{os.getgid()}" if uid else f"{CONTAINER_UID}:{CONTAINER_UID}"
+
+    def _folders(self, entry: Entry) -> list[tuple[Path, str]]:
+        """The host folder and mount point of each volume, made on first use and private to the server's user."""
+        folders = []
+        for volume in entry.volumes:
+            path = self._volumes / entry.id / volume.name
+            if not path.exists():
+                path.mkdir(mode=0o700, parents=True)
+                if os.getuid() == 0:
+                    os.chown(path, CONTAINER_UID, CONTAINER_UID)
+            folders.append((path, volume.target))
+        return folders
+
+    async def connect_attach(self, id: str, channel: LineChannel) -> AttachProtocol:
+        path = f"/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"
+        parts = urlsplit(self._docker_host)
+        loop = asyncio.get_running_loop()
+        if parts.scheme == "unix":
+            _, protocol = await loop.create_unix_connection(lambda: AttachProtocol(path, channel), parts.path)
+        else:
+            _, protocol = await loop.create_connection(
+                lambda: AttachProtocol(path, channel), parts.hostname or "localhost", parts.port or 2375
+            )
+        await protocol.upgraded
+        return protocol
+
+    def wait_for_exit(self, id: str) -> Answer:
+        """Ask the engine for the exit code of the container's next exit; the answer arrives when it exits."""
+        answer = Answer()
+        if self._engine is not None:
+            self._engine.request("POST", f"/containers/{id}/wait?condition=next-exit", b"", b"", answer)
+        return answer
+
+    async def _remove(self, name: str) -> None:
+        client = self._client
+        if client is None:
+            return
+        try:
+            await to_thread.run_sync(lambda: client.remove_container(name, force=True))
+        except docker.errors.APIError as exc:
+            if exc.status_code not in (404, 409):  # gone, or being removed by the engine itself
+                raise
+
+    async def remove(self, name: str) -> None:
+        """Remove a container whatever its state; engine errors are for the caller's log."""
+        try:
+            await self._remove(name)
+        except _EngineErrors as exc:
+            raise errors.UpstreamUnavailable(f"container {name} could not be removed: {_short(exc)}") from exc
+
+    async def aclose(self) -> None:
+        if self._engine is not None:
+            await self._engine.aclose()
+        if self._client is not None:
+            await to_thread.run_sync(self._client.close)
+
+
+class DockerChannel(LineChannel):
+    """The attach connection of one container, and the container's end."""
+
+    def __init__(
+        self,
+        runtime: DockerRuntime,
+        name: str,
+        id: str,
+        entry: Entry,
+        image: Image,
+        receiver: Receiver,
+        log: ServerLog,
+    ) -> None:
+        super().__init__(receiver, log)
+        self.detail: Mapping[str, str] = {"container": name, "id": id[:12], "image": image.reference}
+        self._runtime = runtime
+        self._name = name
+        self._id = id
+        self._entry = entry
+        self._protocol: AttachProtocol | None = None
+        self._exit: Answer | None = None
+        self._explaining: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def attach(self) -> None:
+        self._exit = self._runtime.wait_for_exit(self._id)
+        self._protocol = await self._runtime.connect_attach(self._id, self)
+
+    def end(self, reason: str) -> None:
+        """The attach stream is over; find out why before telling the receiver."""
+        if self._explaining is None and not self.ended.is_set():
+            self._explaining = asyncio.get_running_loop().create_task(self._explain(reason))
+
+    async def _explain(self, reason: str) -> None:
+        with suppress(TimeoutError, HttpFailure, envelope.WireError, KeyError):
+            async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
+                if self._exit is not None:
+                    code = int(envelope.value(await self._exit.content())["StatusCode"])
+                    reason = self._exit_reason(code)
+        super().end(reason)
+
+    def _exit_reason(self, code: int) -> str:
+        if code == 137 and not self._closing:
+            limit = self._entry.limits.memory_mib
+            return f"its container was killed (exit code 137), most likely by its memory limit of {limit} MiB"
+        return f"its container ended with exit code {code}"
+
+    def abandon(self) -> None:
+        if self._protocol is not None:
+            self._protocol.abort()
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._protocol is not None:
+            self._protocol.close_stdin()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_GRACE_S):
+                await self.ended.wait()
+        try:
+            # An ended container removes itself; asking again makes sure, and costs little.
+            await self._runtime.remove(self._name)
+        except errors.UpstreamUnavailable as exc:
+            self.log.write("gateway", str(exc))
+        self.abandon()
+        if self._explaining is not None:
+            await asyncio.gather(self._explaining, return_exceptions=True)
+
+
+def _create(client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:
+    created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
+    return created
+
+
+def _short(exc: Exception) -> str:
+    explanation = getattr(exc, "explanation", None)
+    return str(explanation or exc).strip()[:500]

@@ -1,0 +1,250 @@
+"""Servers as local processes, in a bubblewrap sandbox where there is one: weaker than a container, and said so.
+
+Knows how to confine and end a process; not how its package came to be installed (packages.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, cast
+
+from catalog import Entry
+from gateway import errors
+from gateway.packages import InstalledPackage, PackageStore
+from gateway.serverlog import ServerLog
+from gateway.wire.channel import Receiver
+from gateway.wire.lines import LineChannel, LineTooLong
+
+EXIT_GRACE_S: Final = 2.0
+"""After stdin is closed, and again after SIGTERM."""
+SYSTEM_FOLDERS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+NETWORK_FILES: Final = (
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+)
+COMMON_FILES: Final = ("/etc/ssl", "/etc/ca-certificates", "/usr/share/ca-certificates", "/etc/localtime")
+
+
+class ProcessRuntime:
+    """Child processes of the gateway, each leading its own process group."""
+
+    name = "process"
+
+    def __init__(self, packages: PackageStore, volumes: Path) -> None:
+        self._packages = packages
+        self._volumes = volumes
+        self._bwrap = shutil.which("bwrap")
+
+    @property
+    def label(self) -> str:
+        return "process (bubblewrap sandbox)" if self._bwrap else "process (NOT sandboxed)"
+
+    async def prepare(self, entry: Entry, log: ServerLog) -> None:
+        await self._installed(entry, log)
+
+    async def _installed(self, entry: Entry, log: ServerLog) -> InstalledPackage:
+        if entry.package is None:
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} has no package to run as a process; it needs the Docker Engine"
+            )
+        try:
+            return await self._packages.ensure(entry.package, progress=lambda line: log.write("gateway", line))
+        except errors.PackageError as exc:
+            raise errors.UpstreamUnavailable(str(exc)) from exc
+
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> ProcessChannel:
+        installed = await self._installed(entry, log)
+        folders = self._folders(entry)
+        argv = self._argv(entry, installed, folders)
+        path = os.pathsep.join([*map(str, installed.path_dirs), "/usr/local/bin", "/usr/bin", "/bin"])
+        home = self._volumes / entry.id / "home"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        env = {"PATH": path, "HOME": "/tmp" if self._bwrap else str(home), "LANG": "C.UTF-8"}  # noqa: S108
+        env |= {**installed.env, **self._relocated_env(entry, folders)}
+        channel = ProcessChannel(receiver, log, self.label)
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.subprocess_exec(
+                lambda: _ServerProcess(channel), *argv, env=env, cwd=str(home), start_new_session=True
+            )
+        except OSError as exc:
+            raise errors.UpstreamUnavailable(f"server {entry.id} could not be started: {exc}") from exc
+        channel.started(transport)
+        log.write("gateway", f"started process {transport.get_pid()} {self.label}")
+        return channel
+
+    def _folders(self, entry: Entry) -> dict[str, Path]:
+        folders = {}
+        for volume in entry.volumes:
+            path = self._volumes / entry.id / volume.name
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folders[volume.target] = path
+        return folders
+
+    def _argv(self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path]) -> list[str]:
+        program = next(
+            (found for d in installed.path_dirs if (found := shutil.which(entry.command[0], path=str(d)))),
+            None,
+        ) or shutil.which(entry.command[0])
+        if program is None:
+            raise errors.UpstreamUnavailable(f"package of {entry.id} installed no program named {entry.command[0]!r}")
+        if self._bwrap is None:
+            return [*_die_with_parent(), program, *(_relocated(arg, folders) for arg in entry.command[1:])]
+        return [*self._sandbox(entry, installed, folders), program, *entry.command[1:]]
+
+    def _sandbox(self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path]) -> list[str]:
+        """The bubblewrap command line: system folders and the package read-only, volumes writable, nothing else."""
+        argv = [self._bwrap or "", "--die-with-parent", "--new-session", "--unshare-all", "--cap-drop", "ALL"]
+        if entry.network == "internet":
+            argv += ["--share-net"]
+        for folder in SYSTEM_FOLDERS:
+            if Path(folder).is_symlink():
+                argv += ["--symlink", str(Path(folder).readlink()), folder]
+            elif Path(folder).exists():
+                argv += ["--ro-bind", folder, folder]
+        files = COMMON_FILES + (NETWORK_FILES if entry.network == "internet" else ())
+        for file in files:
+            argv += ["--ro-bind-try", file, file]
+        argv += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]  # noqa: S108  # the sandbox's own
+        for visible in _outside_system(installed):
+            argv += ["--ro-bind", str(visible), str(visible)]
+        for target, path in folders.items():
+            argv += ["--bind", str(path), target]
+        return [*argv, "--chdir", "/tmp", "--"]  # noqa: S108
+
+    def _relocated_env(self, entry: Entry, folders: Mapping[str, Path]) -> dict[str, str]:
+        if self._bwrap:
+            return dict(entry.env)
+        return {name: _relocated(value, folders) for name, value in entry.env.items()}
+
+    async def aclose(self) -> None:
+        """Processes are closed with their channels."""
+
+
+def _outside_system(installed: InstalledPackage) -> list[Path]:
+    """What the package needs beside the system folders: itself, and the interpreter its environment points to."""
+    visible = [installed.root]
+    for folder in installed.path_dirs:
+        for program in ("python", "node"):
+            real = Path(os.path.realpath(folder / program))
+            if real.exists() and not real.is_relative_to("/usr") and not real.is_relative_to(installed.root):
+                visible.append(real.parent.parent)
+    if shutil.which("node"):
+        real = Path(os.path.realpath(shutil.which("node") or ""))
+        if not real.is_relative_to("/usr"):
+            visible.append(real.parent.parent)
+    prefix = Path(sys.base_prefix)
+    if not prefix.is_relative_to("/usr"):
+        visible.append(prefix)
+    return list(dict.fromkeys(visible))
+
+
+def _relocated(text: str, folders: Mapping[str, Path]) -> str:
+    """Without a sandbox a volume's mount point does not exist: use the folder itself."""
+    for target, path in folders.items():
+        if text == target or text.startswith(target + "/"):
+            return str(path) + text[len(target) :]
+    return text
+
+
+def _die_with_parent() -> Sequence[str]:
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", "--no-new-privs", "--") if setpriv else ()
+
+
+class _ServerProcess(asyncio.SubprocessProtocol):
+    """Hands what the process writes to its channel."""
+
+    def __init__(self, channel: ProcessChannel) -> None:
+        self._channel = channel
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self._channel.log.stderr(data)
+            return
+        try:
+            self._channel.feed(data)
+        except LineTooLong:
+            self._channel.end("it wrote an endless line on stdout")
+            self._channel.kill()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self._channel.stdout_closed()
+
+    def pause_writing(self) -> None:
+        self._channel.pause()
+
+    def resume_writing(self) -> None:
+        self._channel.resume()
+
+    def process_exited(self) -> None:
+        self._channel.exited()
+
+
+class ProcessChannel(LineChannel):
+    """The pipes of one process, and the process's end."""
+
+    def __init__(self, receiver: Receiver, log: ServerLog, label: str) -> None:
+        super().__init__(receiver, log)
+        self._label = label
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._gone = asyncio.Event()
+
+    def started(self, transport: asyncio.SubprocessTransport) -> None:
+        self._transport = transport
+        self.detail: Mapping[str, str] = {"pid": str(transport.get_pid()), "runtime": self._label}
+        stdin = transport.get_pipe_transport(0)
+        if stdin is not None:
+            self.writes_to(cast("asyncio.WriteTransport", stdin))
+
+    def stdout_closed(self) -> None:
+        """Usually the process is about to exit; if not, it can no longer answer."""
+        asyncio.get_running_loop().call_later(EXIT_GRACE_S, self.end, "it closed its stdout")
+
+    def exited(self) -> None:
+        self._gone.set()
+        code = self._transport.get_returncode() if self._transport else None
+        if self._transport is not None:
+            # Children it left behind are still in its group, which keeps the id from being reused until they end.
+            with suppress(ProcessLookupError):
+                os.killpg(self._transport.get_pid(), signal.SIGKILL)
+        if code is not None and code < 0:
+            self.end(f"its process was killed by signal {signal.Signals(-code).name}")
+        else:
+            self.end(f"its process ended with exit code {code}")
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Signal the whole process group; the group leader's id stays ours until it is reaped."""
+        if self._transport is not None and self._transport.get_returncode() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._transport.get_pid(), how)
+
+    async def close(self) -> None:
+        if self._transport is None:
+            return
+        stdin = self._transport.get_pipe_transport(0)
+        if stdin is not None:
+            stdin.close()
+        if not await self._exits():
+            self.kill(signal.SIGTERM)
+            if not await self._exits():
+                self.kill()
+                await self._exits()
+        self._transport.close()
+        self.end("the gateway stopped it")
+
+    async def _exits(self) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_GRACE_S):
+                await self._gone.wait()
+        return self._gone.is_set()

@@ -1,0 +1,241 @@
+"""Servers that run elsewhere: MCP Streamable HTTP, client side (MCP 2025-11-25, basic/transports).
+
+Knows sessions and streams of that transport; the messages in them are the receiver's business."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from catalog import Entry
+from gateway import errors
+from gateway.serverlog import ServerLog
+from gateway.wire.channel import MAX_MESSAGE_BYTES, Receiver
+from gateway.wire.http_client import Exchange, HttpFailure, HttpOrigin
+from gateway.wire.sse import EventReader, EventTooLarge
+
+LISTEN_RETRIES: Final = 5
+"""Attempts to reopen a listening stream that ends without a word; a server that always ends it wants none."""
+LISTEN_PAUSE_S: Final = 1.0
+CLOSE_TIMEOUT_S: Final = 2.0
+
+
+class RemoteRuntime:
+    """Opens HTTP channels; nothing is started."""
+
+    name = "remote"
+
+    async def prepare(self, entry: Entry, log: ServerLog) -> None:
+        """There is nothing to fetch."""
+
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> HttpChannel:
+        if entry.remote is None:
+            raise errors.UpstreamUnavailable(f"entry {entry.id} names no remote URL")
+        return HttpChannel(entry.remote.url, entry.remote.headers, receiver, log)
+
+    async def aclose(self) -> None:
+        """Nothing outlives a channel."""
+
+
+class HttpChannel:
+    """One session with a Streamable HTTP server: a POST for each message, a GET for what the server sends unasked."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], receiver: Receiver, log: ServerLog) -> None:
+        parts = urlsplit(url)
+        self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}"}
+        self.receiver = receiver
+        self.log = log
+        self._origin = HttpOrigin(url)
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        self._revision = ""
+        self._session = ""
+        self._post_head = b""
+        self._exchanges: dict[int, Exchange] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._lost = False
+        self._write_head()
+
+    def _write_head(self) -> None:
+        lines = "Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n"
+        self._post_head = self._fixed + lines.encode() + self._session_head()
+
+    def _session_head(self) -> bytes:
+        head = f"Mcp-Session-Id: {self._session}\r\n" if self._session else ""
+        if self._revision:
+            head += f"MCP-Protocol-Version: {self._revision}\r\n"
+        return head.encode("latin-1")
+
+    # -- Channel -----------------------------------------------------------------------------
+
+    def send(self, message: bytes, id: int | None = None) -> None:
+        sink = _PostSink(self, id)
+        exchange = self._origin.request("POST", self._target, self._post_head, message, sink)
+        if id is not None and sink.open:
+            self._exchanges[id] = exchange
+
+    async def drain(self) -> None:
+        """Requests are small and bounded in number; the connection's own buffer is enough."""
+
+    def negotiated(self, revision: str) -> None:
+        self._revision = revision
+        self._write_head()
+        self._listener = asyncio.get_running_loop().create_task(self._listen())
+
+    async def close(self) -> None:
+        self._lost = True
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        for exchange in list(self._exchanges.values()):
+            exchange.abort()
+        if self._session:
+            await self._end_session()
+        await self._origin.aclose()
+
+    async def _end_session(self) -> None:
+        sink = _ListenSink(self)
+        self._origin.request("DELETE", self._target, self._fixed + self._session_head(), b"", sink)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await sink.ended.wait()
+        except TimeoutError:
+            self.log.write("gateway", "the server did not confirm the end of the session")
+
+    # -- what sinks report -------------------------------------------------------------------
+
+    def opened(self, headers: Mapping[str, str]) -> None:
+        session = headers.get("mcp-session-id", "")
+        if session and not self._session and session.isprintable() and session.isascii():
+            self._session = session
+            self._write_head()
+
+    def finished(self, id: int | None) -> None:
+        if id is not None:
+            self._exchanges.pop(id, None)
+
+    def session_over(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._session = ""
+            self.receiver.lost("the remote server ended the session")
+
+    # -- listening ---------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        retries = 0
+        while retries < LISTEN_RETRIES and not self._lost:
+            sink = _ListenSink(self)
+            head = self._fixed + b"Accept: text/event-stream\r\n" + self._session_head()
+            exchange = self._origin.request("GET", self._target, head, b"", sink)
+            try:
+                await sink.ended.wait()
+            except asyncio.CancelledError:
+                exchange.abort()
+                raise
+            if sink.status != 200:
+                return
+            retries = 0 if sink.heard else retries + 1
+            await asyncio.sleep(sink.retry_s)
+
+
+class _PostSink:
+    """Reads the answer to one POST: JSON, an event stream, or an empty acknowledgement."""
+
+    def __init__(self, channel: HttpChannel, id: int | None) -> None:
+        self.open = True
+        self._channel = channel
+        self._id = id
+        self._status = 0
+        self._events: EventReader | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self._status = status
+        if status == 200:
+            self._channel.opened(headers)
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                self._events = EventReader()
+
+    def body(self, data: bytes) -> None:
+        if self._events is None:
+            self._size += len(data)
+            if self._size <= MAX_MESSAGE_BYTES:
+                self._parts.append(data)
+            return
+        try:
+            for event in self._events.feed(data):
+                if event.data:
+                    self._channel.receiver.received(event.data)
+        except EventTooLarge:
+            self._end(errors.UpstreamInvalid("the server sent an event over the size limit"))
+
+    def done(self) -> None:
+        self.open = False
+        self._channel.finished(self._id)
+        if self._events is not None:
+            self._end(errors.UpstreamLost("the server ended the stream without an answer"))
+        elif self._size > MAX_MESSAGE_BYTES:
+            self._end(errors.UpstreamInvalid("the server's answer is over the size limit"))
+        elif self._status == 200:
+            self._channel.receiver.received(b"".join(self._parts))
+            self._end(errors.UpstreamInvalid("the server answered with another message than the answer"))
+        elif self._status == 404 and self._channel._session:  # same module
+            self._end(errors.UpstreamUnavailable("the remote session had expired"))
+            self._channel.session_over()
+        elif self._status != 202 or self._id is not None:
+            self._end(self._refusal())
+
+    def _refusal(self) -> errors.UpstreamError:
+        body = b"".join(self._parts)[:300].decode("utf-8", "replace")
+        if self._status in (401, 403):
+            return errors.UpstreamUnavailable(f"the remote server wants authorization (HTTP {self._status})")
+        return errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}: {body}")
+
+    def failed(self, failure: HttpFailure) -> None:
+        self.open = False
+        self._channel.finished(self._id)
+        kind = errors.UpstreamLost if failure.sent else errors.UpstreamUnavailable
+        self._end(kind(str(failure)))
+
+    def _end(self, error: errors.UpstreamError) -> None:
+        """Tell the receiver, which ignores it if the answer has already come."""
+        if self._id is not None:
+            self._channel.receiver.failed(self._id, error)
+
+
+class _ListenSink:
+    """Reads the stream of a GET, or the bare answer of a DELETE."""
+
+    def __init__(self, channel: HttpChannel) -> None:
+        self.status = 0
+        self.heard = False
+        self.retry_s = LISTEN_PAUSE_S
+        self.ended = asyncio.Event()
+        self._channel = channel
+        self._events = EventReader()
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.status = status
+
+    def body(self, data: bytes) -> None:
+        if self.status != 200:
+            return
+        try:
+            for event in self._events.feed(data):
+                if event.retry_ms is not None:
+                    self.retry_s = min(max(event.retry_ms / 1000, LISTEN_PAUSE_S), 60.0)
+                if event.data:
+                    self.heard = True
+                    self._channel.receiver.received(event.data)
+        except EventTooLarge:
+            self.status = 0
+
+    def done(self) -> None:
+        self.ended.set()
+
+    def failed(self, failure: HttpFailure) -> None:
+        self.ended.set()

@@ -1,0 +1,60 @@
+"""The recent log of one server: what it wrote on stderr, stray stdout lines, and what the gateway did with it.
+
+Knows nothing of containers or processes; bounded, in memory only."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Final, Literal, NamedTuple
+
+MAX_LINES: Final = 1000
+MAX_LINE_CHARS: Final = 2000
+
+Origin = Literal["stderr", "stdout", "gateway"]
+
+
+class LogLine(NamedTuple):
+    """`at` is seconds since the epoch."""
+
+    at: float
+    origin: Origin
+    text: str
+
+
+class ServerLog:
+    """A ring of the last lines. Control characters are shown as escapes, so that a log cannot drive a terminal."""
+
+    def __init__(self) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=MAX_LINES)
+        self._partial = b""
+        self.noise = 0
+        """Lines on stdout that are not JSON-RPC, since the last start."""
+
+    def write(self, origin: Origin, text: str) -> None:
+        printable = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text[:MAX_LINE_CHARS])
+        self._lines.append(LogLine(time.time(), origin, printable))
+
+    def stderr(self, data: bytes) -> None:
+        """Bytes from the server's stderr; lines may be split anywhere."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > MAX_LINE_CHARS:
+            lines.append(self._partial)
+            self._partial = b""
+        for line in lines:
+            if line.strip():
+                self.write("stderr", line.decode("utf-8", "backslashreplace").rstrip())
+
+    def stray(self, line: bytes) -> None:
+        """A stdout line that is not a message."""
+        self.noise += 1
+        if self.noise <= MAX_LINES // 2:
+            self.write("stdout", line[:MAX_LINE_CHARS].decode("utf-8", "backslashreplace"))
+
+    def lines(self) -> list[LogLine]:
+        return list(self._lines)
+
+    def last(self, n: int) -> str:
+        """The last `n` lines from the server itself, for an error message."""
+        own = [line.text for line in self._lines if line.origin != "gateway"]
+        return "\n".join(own[-n:])
