@@ -1,0 +1,82 @@
+"""The audit file: one JSON line for each call that passed the door, written before its answer is given.
+
+Knows what is recorded; never arguments or results themselves, only the arguments' digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from gateway.wire import envelope
+
+Outcome = Literal["ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled"]
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """One call. `at` is seconds since the epoch, `ms` its duration, `arguments` a SHA-256 prefix."""
+
+    call: str
+    at: float
+    principal: str
+    client: str
+    profile: str
+    method: str
+    name: str
+    server: str = ""
+    item: str = ""
+    arguments: str = ""
+    policies: tuple[str, ...] = ()
+    outcome: Outcome = "ok"
+    detail: str = ""
+    ms: float = 0.0
+
+
+class AuditUnwritable(Exception):
+    """The audit file cannot be written; calls must not go on without it."""
+
+
+class Audit:
+    """Appends records to one file. The descriptor is held; each record is a single `write` of one line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> None:
+        """
+        Raises:
+            OSError: the file cannot be made or opened.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, record: Record) -> None:
+        """
+        Raises:
+            AuditUnwritable: disk full, file closed, or any other failure.
+        """
+        line = envelope.encode(record) + b"\n"
+        try:
+            if os.write(self._fd, line) != len(line):
+                raise AuditUnwritable(f"{self._path}: only part of a record could be written; is the disk full?")
+        except OSError as exc:
+            raise AuditUnwritable(f"{self._path}: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def digest(arguments: bytes) -> str:
+    """A short fingerprint that lets two records be compared without keeping what was said."""
+    return hashlib.sha256(arguments).hexdigest()[:16] if arguments else ""
+
+
+def now() -> float:
+    return round(time.time(), 3)

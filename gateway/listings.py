@@ -1,0 +1,147 @@
+"""What each server offers, as it said itself: recorded, so that listing starts nothing.
+
+Knows files and raw items; not who may see them nor under which names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from catalog import Entry
+from gateway import errors
+from gateway.upstream import Upstream
+from gateway.wire import envelope
+from gateway.wire.envelope import WireError
+
+FORMAT: Final = 1
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One tool, prompt, resource or template: its key and its JSON as the server sent it."""
+
+    key: str
+    raw: Raw
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Everything one server offers. `digest` is that of the catalog entry that ran."""
+
+    digest: str
+    tools: tuple[Item, ...] = ()
+    prompts: tuple[Item, ...] = ()
+    resources: tuple[Item, ...] = ()
+    templates: tuple[Item, ...] = ()
+    capabilities: dict[str, Raw] = {}
+    instructions: str = ""
+    server_info: Raw = Raw(b"{}")
+    format: int = FORMAT
+
+    def differs(self, before: Listing | None) -> set[str]:
+        """Which of tools, prompts and resources are not as before."""
+        if before is None:
+            return {"tools", "prompts", "resources"}
+        lists = {
+            "tools": self.tools == before.tools,
+            "prompts": self.prompts == before.prompts,
+            "resources": (self.resources, self.templates) == (before.resources, before.templates),
+        }
+        return {name for name, same in lists.items() if not same}
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One of the four lists: its method, the member that holds the items, and the member that names one."""
+
+    method: str
+    member: str
+    key: str
+    capability: str
+
+
+TOOLS: Final = Kind("tools/list", "tools", "name", "tools")
+PROMPTS: Final = Kind("prompts/list", "prompts", "name", "prompts")
+RESOURCES: Final = Kind("resources/list", "resources", "uri", "resources")
+TEMPLATES: Final = Kind("resources/templates/list", "resourceTemplates", "uriTemplate", "resources")
+
+
+async def learn(upstream: Upstream, entry: Entry) -> Listing:
+    """Ask a connected server for everything it offers.
+
+    An item that is not valid costs that item; its loss is noted in the server's log.
+
+    Raises:
+        UpstreamError: the server does not answer a list it says it has.
+    """
+    facts = upstream.facts
+    if facts is None:
+        raise errors.UpstreamUnavailable(f"server {entry.id} is not connected")
+
+    async def fetch(kind: Kind, *, optional: bool = False) -> tuple[Item, ...]:
+        if not facts.offers(kind.capability):
+            return ()
+        try:
+            raw_items = await upstream.list_all(kind.method, kind.member)
+        except errors.UpstreamInvalid:
+            if optional:
+                return ()
+            raise
+        return _valid(raw_items, kind, upstream)
+
+    return Listing(
+        digest=entry.digest,
+        tools=await fetch(TOOLS),
+        prompts=await fetch(PROMPTS),
+        resources=await fetch(RESOURCES),
+        templates=await fetch(TEMPLATES, optional=True),
+        capabilities=facts.capabilities,
+        instructions=facts.instructions,
+        server_info=facts.server_info,
+    )
+
+
+def _valid(raw_items: list[Raw], kind: Kind, upstream: Upstream) -> tuple[Item, ...]:
+    found: dict[str, Item] = {}
+    for raw in raw_items:
+        try:
+            key = envelope.text(envelope.fields(raw).get(kind.key, Raw(b"")), kind.key)
+        except WireError as exc:
+            upstream.log.write("gateway", f"{kind.method}: one item dropped: {exc}")
+            continue
+        if not key or key in found:
+            upstream.log.write("gateway", f"{kind.method}: empty or repeated {kind.key} dropped")
+            continue
+        found[key] = Item(key, Raw(envelope.one_line(bytes(raw))))
+    return tuple(found.values())
+
+
+class ListingStore:
+    """One file a server, replaced atomically; a file for another version of the entry is ignored."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._decoder = msgspec.json.Decoder(Listing)
+
+    def load(self, entry: Entry) -> Listing | None:
+        try:
+            content = self._path(entry).read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            listing = self._decoder.decode(content)
+        except msgspec.DecodeError:
+            # Written by another version or damaged: the server is asked again.
+            return None
+        return listing if listing.digest == entry.digest and listing.format == FORMAT else None
+
+    def save(self, entry: Entry, listing: Listing) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(entry)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(envelope.encode(listing))
+        temporary.replace(path)
+
+    def _path(self, entry: Entry) -> Path:
+        return self._folder / f"{entry.id}.json"

@@ -1,0 +1,234 @@
+"""What one principal sees in one profile: names, the items behind them, and finished listing pages.
+
+Pure and immutable: built from listings and decisions, thrown away when either changes."""
+
+from __future__ import annotations
+
+import base64
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from catalog import Profile
+from gateway import errors, names
+from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Item, Kind, Listing
+from gateway.wire import envelope
+from gateway.wire.envelope import Fields, WireError
+
+_TEMPLATE_PART: Final = re.compile(r"\{[^{}]*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The item behind a public name: its server, and the name or URI that server knows it by."""
+
+    server: str
+    item: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The items of one list in a fixed order, each finished for output."""
+
+    keys: tuple[str, ...] = ()
+    raw: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Lookup tables and pages."""
+
+    tools: Mapping[str, Target]
+    prompts: Mapping[str, Target]
+    resources: Mapping[str, Target]
+    templates: Mapping[str, Target]
+    shapes: tuple[tuple[tuple[str, ...], Target], ...]
+    """The literal pieces of each template, to find the one that a URI expands."""
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    single: str | None = None
+    """The only server, in a profile with plain names."""
+
+    def resource(self, uri: str) -> Target:
+        """The server that serves a public URI, listed or matching a template.
+
+        Raises:
+            UnknownName: none does.
+        """
+        if (target := self.resources.get(uri)) is not None:
+            return target
+        for pieces, target in self.shapes:
+            if _fits(pieces, uri):
+                if self.single is not None:
+                    return Target(self.single, uri)
+                unwrapped = names.unwrap_uri(uri)
+                if unwrapped is not None:
+                    return Target(target.server, unwrapped[1])
+        raise errors.UnknownName(f"Resource not found: {uri}")
+
+    def page(self, kind: Kind, cursor: str | None, size: int) -> bytes:
+        """One page of a list as the result of its method.
+
+        Raises:
+            BadCursor: not a cursor of this list.
+        """
+        page = self.pages[kind.method]
+        start = bisect_right(page.keys, _after(kind, cursor)) if cursor is not None else 0
+        body = b",".join(page.raw[start : start + size])
+        if start + size < len(page.keys):
+            token = envelope.encode(_cursor(kind, page.keys[start + size - 1]))
+            return b'{"%b":[%b],"nextCursor":%b}' % (kind.member.encode(), body, token)
+        return b'{"%b":[%b]}' % (kind.member.encode(), body)
+
+
+def _cursor(kind: Kind, key: str) -> str:
+    """An opaque cursor that stays right when items come and go: it names the last item given."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([kind.method, key])).decode()
+
+
+def _after(kind: Kind, cursor: str) -> str:
+    try:
+        method, key = msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[str, str])
+    except (ValueError, msgspec.DecodeError) as exc:
+        raise errors.BadCursor("this cursor was not issued by this server") from exc
+    if method != kind.method:
+        raise errors.BadCursor(f"this cursor belongs to {method}")
+    return key
+
+
+def build(
+    profile: Profile,
+    listings: Mapping[str, Listing],
+    visible: Callable[[Kind, str, str], bool],
+) -> Surface:
+    """The surface of a profile. `visible(kind, server, item)` is policy's word on each item."""
+    single = profile.servers[0] if profile.plain_names and len(profile.servers) == 1 else None
+    tools: dict[str, Target] = {}
+    prompts: dict[str, Target] = {}
+    resources: dict[str, Target] = {}
+    templates: dict[str, Target] = {}
+    out: dict[str, dict[str, bytes]] = {kind.method: {} for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
+    for server in profile.servers:
+        listing = listings.get(server)
+        if listing is None:
+            continue
+        for kind, item in _items(listing):
+            if not visible(kind, server, item.key):
+                continue
+            public = _public(kind, single, server, item.key)
+            members = envelope.fields(item.raw)
+            members[kind.key] = envelope.raw(public)
+            out[kind.method][public] = envelope.encode(members)
+            target = Target(server, item.key)
+            if kind is TOOLS:
+                tools[public] = target
+            elif kind is PROMPTS:
+                prompts[public] = target
+            elif kind is RESOURCES:
+                resources[public] = target
+            else:
+                templates[public] = target
+    pages = {}
+    for method, finished in out.items():
+        keys = tuple(sorted(finished))
+        pages[method] = Page(keys, tuple(finished[key] for key in keys))
+    shapes = tuple((tuple(_TEMPLATE_PART.split(public)), target) for public, target in templates.items())
+    return Surface(tools, prompts, resources, templates, shapes, pages, single)
+
+
+def _items(listing: Listing) -> Iterator[tuple[Kind, Item]]:
+    lists: Iterable[tuple[Kind, tuple[Item, ...]]] = (
+        (TOOLS, listing.tools),
+        (PROMPTS, listing.prompts),
+        (RESOURCES, listing.resources),
+        (TEMPLATES, listing.templates),
+    )
+    for kind, items in lists:
+        for item in items:
+            yield kind, item
+
+
+def _public(kind: Kind, single: str | None, server: str, key: str) -> str:
+    if kind in (RESOURCES, TEMPLATES):
+        return key if single else names.wrap_uri(server, key)
+    return names.plain(key) if single else names.qualify(server, key)
+
+
+def _fits(pieces: tuple[str, ...], uri: str) -> bool:
+    """Whether a URI may be an expansion of the template with these literal pieces (RFC 6570): each expression between
+    them may have become anything. Leftmost matching, linear in the URI's length."""
+    first, *rest = pieces
+    if not rest:
+        return uri == first
+    if not uri.startswith(first) or not uri.endswith(rest[-1]) or len(uri) < len(first) + len(rest[-1]):
+        return False
+    position, end = len(first), len(uri) - len(rest[-1])
+    for piece in rest[:-1]:
+        found = uri.find(piece, position, end)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return True
+
+
+# -- results -------------------------------------------------------------------------------------
+
+
+def rewrite_uris(surface: Surface, server: str, method: str, result: bytes) -> bytes:
+    """A result with the resource URIs in it as clients must use them; everything else stays byte for byte.
+
+    Touches `contents[].uri` of resources/read and the `resource` and `resource_link` blocks of tools and prompts.
+    """
+    if surface.single is not None or (method != "resources/read" and b'"resource' not in result):
+        return result
+    try:
+        members = envelope.fields(result)
+        if method == "resources/read":
+            _each(members, "contents", lambda block: _wrap_member(block, "uri", server))
+        elif method == "prompts/get":
+            _each(members, "messages", lambda message: _rewrite_message(message, server))
+        else:
+            _each(members, "content", lambda block: _rewrite_block(block, server))
+    except WireError:
+        return result
+    return envelope.encode(members)
+
+
+def _each(members: Fields, name: str, change: Callable[[Fields], None]) -> None:
+    if name not in members:
+        return
+    changed = []
+    for raw in envelope.items(members[name]):
+        if bytes(raw)[:1] == b"{":
+            block = envelope.fields(raw)
+            change(block)
+            changed.append(envelope.raw(block))
+        else:
+            changed.append(raw)
+    members[name] = envelope.raw(changed)
+
+
+def _rewrite_message(message: Fields, server: str) -> None:
+    content = message.get("content")
+    if content is not None and bytes(content)[:1] == b"{":
+        block = envelope.fields(content)
+        _rewrite_block(block, server)
+        message["content"] = envelope.raw(block)
+
+
+def _rewrite_block(block: Fields, server: str) -> None:
+    kind = bytes(block.get("type", b""))
+    if kind == b'"resource_link"':
+        _wrap_member(block, "uri", server)
+    elif kind == b'"resource"' and "resource" in block:
+        resource = envelope.fields(block["resource"])
+        _wrap_member(resource, "uri", server)
+        block["resource"] = envelope.raw(resource)
+
+
+def _wrap_member(block: Fields, name: str, server: str) -> None:
+    if name in block:
+        block[name] = envelope.raw(names.wrap_uri(server, envelope.text(block[name], name)))
