@@ -1,0 +1,107 @@
+"""The admin API that the command line uses: what runs here, its log, and stopping it.
+
+Knows HTTP and the admin token; shows state, holds none."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from catalog import CatalogError
+from gateway import errors
+from gateway.gateway import Gateway
+from gateway.pool import Server
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def describe(server: Server) -> dict[str, Any]:
+    """One server as an operator sees it."""
+    listing, upstream = server.listing, server.upstream
+    return {
+        "id": server.entry.id,
+        "title": server.entry.title,
+        "state": server.state,
+        "runtime": server.runtime,
+        "tools": len(listing.tools) if listing else None,
+        "prompts": len(listing.prompts) if listing else None,
+        "resources": len(listing.resources) if listing else None,
+        "error": server.error,
+        "in_flight": upstream.in_flight if upstream else 0,
+        "detail": upstream.detail if upstream else {},
+        "revision": upstream.facts.revision if upstream and upstream.facts else "",
+    }
+
+
+class AdminApi:
+    """Every route wants the admin token, which only this machine's user can read from the state folder."""
+
+    def __init__(self, gateway: Gateway, token: str) -> None:
+        self._gateway = gateway
+        self._token = token
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/admin/servers", self._guarded(self._servers)),
+            Route("/admin/servers/{id}", self._guarded(self._server)),
+            Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
+            Route("/admin/servers/{id}/start", self._guarded(self._start), methods=["POST"]),
+            Route("/admin/servers/{id}/stop", self._guarded(self._stop), methods=["POST"]),
+        ]
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+                return JSONResponse(
+                    {"error": "the admin token is missing or wrong"}, 401, {"WWW-Authenticate": "Bearer"}
+                )
+            try:
+                return await handler(request)
+            except CatalogError as exc:
+                return JSONResponse({"error": str(exc)}, 404)
+            except errors.UpstreamError as exc:
+                return JSONResponse({"error": str(exc)}, 502)
+
+        return guarded
+
+    def _find(self, request: Request) -> Server:
+        return self._gateway.pool.servers[self._gateway.catalog.entry(request.path_params["id"]).id]
+
+    async def _servers(self, request: Request) -> Response:
+        """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""
+        name = request.query_params.get("profile") or self._gateway.settings.profile
+        servers = self._gateway.pool.servers
+        ids = list(servers) if name == "*" else self._gateway.catalog.profile(name).servers
+        return JSONResponse({"profile": name, "servers": [describe(servers[id]) for id in ids]})
+
+    async def _server(self, request: Request) -> Response:
+        server = self._find(request)
+        listing = server.listing
+        return JSONResponse(
+            {
+                **describe(server),
+                "entry": server.entry.model_dump(mode="json"),
+                "digest": server.entry.digest,
+                "tool_names": [item.key for item in listing.tools] if listing else [],
+            }
+        )
+
+    async def _logs(self, request: Request) -> Response:
+        lines = self._find(request).log.lines()
+        return JSONResponse({"lines": [{"at": line.at, "origin": line.origin, "text": line.text} for line in lines]})
+
+    async def _start(self, request: Request) -> Response:
+        server = self._find(request)
+        await self._gateway.pool.connection(server.entry.id)
+        return JSONResponse(describe(server))
+
+    async def _stop(self, request: Request) -> Response:
+        server = self._find(request)
+        self._gateway.pool.stop(server.entry.id)
+        return JSONResponse(describe(server))

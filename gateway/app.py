@@ -1,0 +1,108 @@
+"""The HTTP application: routes, and the guard in front of them.
+
+Knows paths; each path's work is done by the module it names."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from catalog import CatalogError
+from gateway.admin import AdminApi
+from gateway.gateway import Gateway
+from gateway.openai import OpenAiApi
+from gateway.wire.http import McpEndpoint
+from policies import Principal
+
+LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class LoopbackGuard:
+    """Refuses, on every route and before any body is read, what a page in a browser could have sent here.
+
+    Host must be a loopback name (DNS rebinding), and Origin, if any, too (MCP 2025-11-25, basic/transports,
+    "Security Warning").
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _local(scope):
+            await PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _local(scope: Scope) -> bool:
+    hosts = 0
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts += 1
+            if _hostname(b"//" + value) not in LOOPBACK_HOSTS:
+                return False
+        elif name == b"origin" and (
+            not value.startswith((b"http://", b"https://")) or _hostname(value) not in LOOPBACK_HOSTS
+        ):
+            return False
+    return hosts == 1
+
+
+def _hostname(value: bytes) -> str:
+    text = value.decode("latin-1")
+    if "@" in text:
+        return ""
+    try:
+        return urlsplit(text).hostname or ""
+    except ValueError:
+        return ""
+
+
+class Mcp:
+    """The MCP endpoint of the default profile at /mcp and of every profile at /mcp/NAME."""
+
+    def __init__(self, gateway: Gateway, endpoint: McpEndpoint) -> None:
+        self._gateway = gateway
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope.get("path_params", {}).get("profile")
+        try:
+            profile = self._gateway.catalog.profile(name) if name else self._gateway.profile
+        except CatalogError:
+            await PlainTextResponse("No such profile\n", 404)(scope, receive, send)
+            return
+        await self._endpoint.serve(profile, scope, receive, send)
+
+
+def loopback_principal(scope: Scope) -> Principal:
+    """Everybody who reaches a loopback listener is the local user."""
+    return Principal("local")
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str) -> ASGIApp:
+    """The application over an entered gateway. `admin_token` opens the admin API."""
+    admin = AdminApi(gateway, admin_token)
+    openai = OpenAiApi(gateway.models)
+    mcp = Mcp(gateway, endpoint)
+    app = Starlette(
+        routes=[
+            Route("/mcp", mcp),
+            Route("/mcp/{profile}", mcp),
+            Route("/v1/models", openai.list_models),
+            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
+            Route("/healthz", _health),
+            *admin.routes(),
+        ],
+    )
+    return LoopbackGuard(app)

@@ -1,0 +1,57 @@
+"""The command line: `lockgate NOUN VERB`, each command with `--json` and an exit code that means something.
+
+Knows arguments and output; the work is done by the module each command names. Exit codes: 0 done, 1 failed,
+2 wrong usage or settings, 130 interrupted."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from catalog import CatalogError
+from engine import EngineError
+from gateway import __version__, errors
+from gateway.commands import catalog, check, image, model, serve, server, stdio, tools
+
+app = typer.Typer(
+    name="lockgate",
+    help="An MCP gateway with a language model built in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.command("stdio")(stdio.stdio)
+app.command("check")(check.check)
+app.add_typer(tools.app, name="tools", help="List and call the tools of a profile.")
+app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
+app.add_typer(image.app, name="image", help="Build local images of catalogue entries.")
+app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
+app.add_typer(catalog.app, name="catalog", help="Check and search the catalogue.")
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The `lockgate` command."""
+    try:
+        app()
+    except (errors.GatewayError, CatalogError, EngineError) as exc:
+        usage = isinstance(exc, errors.SettingsError | CatalogError)
+        typer.echo(f"lockgate: {exc}", err=True)
+        sys.exit(2 if usage else 1)
+    except BaseExceptionGroup as group:
+        typer.echo(f"lockgate: {_first(group)}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,184 @@
+"""A client of the gateway's own endpoint, for the command line: the running gateway, or one started for the moment.
+
+Knows the endpoint like any client does; nothing here reaches a server except through the door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from gateway import errors
+from gateway.gateway import Gateway
+from gateway.runtimes.remote import HttpChannel
+from gateway.serverlog import ServerLog
+from gateway.serving import Running, find_running, served
+from gateway.settings import Settings
+from gateway.upstream import Notice, Upstream
+from gateway.wire import envelope
+from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
+from gateway.wire.sse import EventReader
+
+CALL_TIMEOUT_S: Final = 2100.0
+"""Longer than any server's own deadline, which the gateway keeps, and than building an image for a first call."""
+
+
+class GatewayRefused(errors.GatewayError):
+    """The gateway answered an error; its message is the gateway's."""
+
+
+class GatewayClient:
+    """One MCP session with the gateway, and its HTTP APIs."""
+
+    def __init__(self, running: Running, upstream: Upstream, channel: HttpChannel, origin: HttpOrigin) -> None:
+        self.running = running
+        self._upstream = upstream
+        self._channel = channel
+        self._origin = origin
+
+    async def list_tools(self) -> list[dict[str, Any]]:
+        """Every tool of the profile, as MCP tool objects."""
+        return [envelope.value(raw) for raw in await self._upstream.list_all("tools/list", "tools")]
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        on_progress: Callable[[Notice], Awaitable[None]] | None = None,
+    ) -> dict[str, Any]:
+        """The tool's result object.
+
+        Raises:
+            GatewayRefused: no such tool, or a malformed request.
+            UpstreamError: the gateway went away.
+        """
+        members = {"name": envelope.raw(name), "arguments": envelope.raw(arguments)}
+        if on_progress is not None:
+            members["_meta"] = Raw(b'{"progressToken":1}')
+        call = await self._upstream.start("tools/call", members)
+        try:
+            while isinstance(item := await call.next(), Notice):
+                if on_progress is not None:
+                    await on_progress(item)
+        finally:
+            self._upstream.cancel(call, "the user stopped it")
+        if item.result is None:
+            raise GatewayRefused(str(envelope.value(item.error or b"{}").get("message", "refused")))
+        result: dict[str, Any] = envelope.value(item.result)
+        return result
+
+    async def admin(self, method: str, path: str) -> dict[str, Any]:
+        """One admin request.
+
+        Raises:
+            GatewayRefused: the gateway says no, and why.
+        """
+        answer = Answer()
+        headers = f"Authorization: Bearer {self.running.admin_token}\r\n".encode()
+        self._origin.request(method, f"/admin{path}", headers, b"", answer)
+        try:
+            body: dict[str, Any] = envelope.value(await answer.content())
+        except HttpFailure as exc:
+            raise GatewayRefused(f"the gateway does not answer: {exc}") from exc
+        if answer.status != 200:
+            raise GatewayRefused(str(body.get("error", f"HTTP {answer.status}")))
+        return body
+
+    async def chat(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Stream chat.completion.chunk objects from the gateway's model; closing the iterator cancels.
+
+        Raises:
+            GatewayRefused: the model's error.
+        """
+        sink = _ChatSink()
+        body = msgspec.json.encode({**request, "stream": True})
+        exchange = self._origin.request(
+            "POST", "/v1/chat/completions", b"Content-Type: application/json\r\n", body, sink
+        )
+        try:
+            while (event := await sink.events.get()) is not None:
+                if "error" in event:
+                    raise GatewayRefused(str(event["error"].get("message")))
+                yield event
+        finally:
+            if not sink.finished:
+                exchange.abort()
+
+
+class _ChatSink:
+    """Turns an event stream, or a JSON error, into a queue of objects that ends with None."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.finished = False
+        self._status = 0
+        self._reader = EventReader()
+        self._rest: list[bytes] = []
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self._status = status
+
+    def body(self, data: bytes) -> None:
+        if self._status != 200:
+            self._rest.append(data)
+            return
+        for event in self._reader.feed(data):
+            if event.data != b"[DONE]":
+                self.events.put_nowait(msgspec.json.decode(event.data))
+
+    def done(self) -> None:
+        if self._status != 200:
+            try:
+                self.events.put_nowait(msgspec.json.decode(b"".join(self._rest), type=dict[str, Any]))
+            except msgspec.DecodeError:
+                self.events.put_nowait({"error": {"message": f"HTTP {self._status}"}})
+        self.finished = True
+        self.events.put_nowait(None)
+
+    def failed(self, failure: HttpFailure) -> None:
+        self.finished = True
+        self.events.put_nowait({"error": {"message": f"the gateway went away: {failure}"}})
+
+
+@asynccontextmanager
+async def gateway_client(settings: Settings, profile: str | None = None) -> AsyncIterator[GatewayClient]:
+    """A session with the running gateway of this state folder; if there is none, with one that lives as long as this.
+
+    Raises:
+        GatewayError: it cannot be started or does not answer.
+    """
+    running = find_running(settings)
+    if running is not None:
+        async with _session(running, profile) as client:
+            yield client
+        return
+    async with (
+        Gateway(replace(settings, port=0)) as gateway,
+        served(gateway) as service,
+        _session(service.running, profile) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def _session(running: Running, profile: str | None) -> AsyncIterator[GatewayClient]:
+    log = ServerLog()
+    upstream = Upstream("gateway", log, call_timeout_s=CALL_TIMEOUT_S, on_notification=_ignore)
+    path = f"/mcp/{profile}" if profile else "/mcp"
+    channel = HttpChannel(running.url + path, {}, upstream, log)
+    origin = HttpOrigin(running.url)
+    try:
+        await upstream.open(channel)
+        yield GatewayClient(running, upstream, channel, origin)
+    finally:
+        await channel.close()
+        await origin.aclose()
+
+
+def _ignore(upstream: Upstream, method: str, params: bytes) -> None:
+    """The command line shows no logs or list changes."""

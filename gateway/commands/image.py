@@ -1,0 +1,41 @@
+"""`lockgate image`: local images of catalogue entries.
+
+Knows what to print; images.py knows how to build."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from catalog import find_shipped_catalog, load_catalog
+from gateway.commands.running import AsJson, err, print_json, run, settings
+from gateway.images import ImageStore
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("build")
+def build(
+    ids: Annotated[list[str] | None, typer.Argument(help="Entry ids; without any, the default profile's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the local image of each entry from its PyPI or npm package; an image that exists is not built again."""
+    wanted = settings()
+    catalog = load_catalog(wanted.catalog or find_shipped_catalog())
+    entries = [catalog.entry(id) for id in ids or catalog.profile(wanted.profile).servers]
+    images = ImageStore(wanted.cache_dir, docker_url=wanted.docker_host)
+
+    async def work() -> list[dict[str, str]]:
+        built = []
+        for entry in entries:
+            image = await images.build(entry, progress=lambda line, id=entry.id: err.print(f"{id}: {line}"))  # type: ignore[misc]
+            built.append({"entry": entry.id, "image": image.reference, "id": image.id})
+        return built
+
+    result = run(work())
+    if as_json:
+        print_json(result)
+    else:
+        for row in result:
+            typer.echo(f"{row['entry']}: {row['image']}")

@@ -1,0 +1,39 @@
+"""What every command does first: read the settings, and run its coroutine on the fast event loop.
+
+Knows no command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+
+from gateway.settings import Settings, read_settings
+
+T = TypeVar("T")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="A profile other than the default.")]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def settings() -> Settings:
+    return read_settings(os.environ)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; Ctrl-C cancels the work, which cleans up, and then raises KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

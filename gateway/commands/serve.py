@@ -1,0 +1,96 @@
+"""`lockgate serve`: run the gateway and say, within one screen, how to use it.
+
+Knows what to print; the gateway itself is gateway.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from anyio import to_thread
+
+from engine import EngineError
+from gateway.commands.running import err, out, run, settings
+from gateway.gateway import Gateway
+from gateway.serving import Running, served
+from gateway.settings import Settings
+
+
+def serve(
+    port: Annotated[int | None, typer.Option(help="Port on loopback.")] = None,
+    profile: Annotated[str | None, typer.Option(help="The profile served at /mcp.")] = None,
+    with_model: Annotated[bool, typer.Option("--model/--no-model", help="Fetch the starter model at start.")] = True,
+) -> None:
+    """Run the gateway until Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    wanted = settings()
+    wanted = replace(wanted, port=wanted.port if port is None else port, profile=profile or wanted.profile)
+    run(_work(wanted, with_model))
+
+
+async def _work(wanted: Settings, with_model: bool) -> None:
+    loop = asyncio.get_running_loop()
+    async with Gateway(wanted) as gateway, served(gateway) as service:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, service.stop)
+        preparing = loop.create_task(_prepare(gateway, service.running, with_model))
+        try:
+            await service.wait()
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+
+
+async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None:
+    """Fetch the model and ask unknown servers what they offer, so that the first client waits for nothing."""
+    out.print(f"Lockgate is listening on {running.url}/mcp")
+    model_line = "off"
+    if with_model:
+        model_line = await _fetch_model(gateway)
+    unknown = [id for id in gateway.profile.servers if gateway.pool.listing(id) is None]
+    if unknown:
+        err.print(f"Asking {', '.join(unknown)} for their tools; images or packages are made the first time …")
+        await gateway.door.learn(unknown, timeout_s=1800)
+    _print_screen(gateway, running, model_line)
+
+
+async def _fetch_model(gateway: Gateway) -> str:
+    ref = gateway.settings.model
+    store = gateway.models.store
+    if any(model.ref == ref for model in await to_thread.run_sync(store.list)):
+        return ref
+    try:
+        await to_thread.run_sync(lambda: store.pull(ref, lambda line: err.print(f"model {ref}: {line}")))
+    except EngineError as exc:
+        return f"{ref} is missing: {exc}"
+    return ref
+
+
+def _print_screen(gateway: Gateway, running: Running, model_line: str) -> None:
+    url = f"{running.url}/mcp"
+    engine = "Docker Engine" if gateway.no_engine is None else f"no containers ({gateway.no_engine})"
+    out.print(f"\n[bold]Endpoint[/bold]  {url}   profile {gateway.profile.name}   {engine}   model {model_line}")
+    out.print("[bold]Servers[/bold]")
+    for id in gateway.profile.servers:
+        server = gateway.pool.servers[id]
+        runtime = server.runtime or gateway.runtime_name(server.entry)
+        count = f"{len(server.listing.tools)} tools" if server.listing else server.error or "not started"
+        out.print(f"  {'on ' if server.listing else 'OFF'} {id:20} {runtime:32} {count}"[:118])
+    command = shutil.which("lockgate") or sys.argv[0]
+    out.print("[bold]Connect[/bold]")
+    out.print(f"  Claude Code     claude mcp add --transport http lockgate {url}")
+    out.print(f'  Cursor          ~/.cursor/mcp.json:        {{"mcpServers": {{"lockgate": {{"url": "{url}"}}}}}}')
+    vs_code = json.dumps({"servers": {"lockgate": {"type": "http", "url": url}}})
+    out.print(f"  VS Code         .vscode/mcp.json:          {vs_code}")
+    out.print("  Claude Desktop  claude_desktop_config.json:")
+    out.print(f'                  {{"mcpServers": {{"lockgate": {{"command": "{command}", "args": ["stdio"]}}}}}}')
+    out.print("[bold]Try[/bold]")
+    out.print(f'  {command} agent run "What time is it in Tokyo right now?"')
+    out.print("Ctrl-C stops the gateway and every server it started.")

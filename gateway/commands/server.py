@@ -1,0 +1,90 @@
+"""`lockgate server`: what runs behind the gateway.
+
+Asks the running gateway; without one it can still show what the catalogue says."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from catalog import find_shipped_catalog, load_catalog
+from gateway.client import GatewayClient, GatewayRefused, gateway_client
+from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings
+from gateway.serving import find_running
+
+app = typer.Typer(no_args_is_help=True)
+ServerId = Annotated[str, typer.Argument(help="The id of a catalogue entry.")]
+
+
+def _ask(question: Callable[[GatewayClient], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    wanted = settings()
+    if find_running(wanted) is None:
+        raise GatewayRefused("no gateway is running on this state folder; start one with: lockgate serve")
+
+    async def work() -> dict[str, Any]:
+        async with gateway_client(wanted) as client:
+            return await question(client)
+
+    return run(work())
+
+
+@app.command("list")
+def list_servers(
+    as_json: AsJson = False,
+    profile: ProfileOption = None,
+    all_entries: Annotated[bool, typer.Option("--all", help="Every entry, not only the profile's.")] = False,
+) -> None:
+    """List the servers of the running gateway and their states; without a gateway, the catalogue's."""
+    wanted = settings()
+    if find_running(wanted) is None:
+        catalog = load_catalog(wanted.catalog or find_shipped_catalog())
+        ids = list(catalog.entries) if all_entries else catalog.profile(profile or wanted.profile).servers
+        servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
+    else:
+        query = "*" if all_entries else profile or ""
+        servers = _ask(lambda client: client.admin("GET", f"/servers?profile={query}"))["servers"]
+    if as_json:
+        print_json(servers)
+        return
+    table = Table("server", "state", "runtime", "tools", "note", box=None, pad_edge=False)
+    for server in servers:
+        tools = server.get("tools")
+        note = str(server.get("error") or server["title"])
+        table.add_row(
+            server["id"], server["state"], server["runtime"], "?" if tools is None else str(tools), note[:100]
+        )
+    out.print(table)
+
+
+@app.command("inspect")
+def inspect(id: ServerId) -> None:
+    """Show one server: its entry, state, container or process, and tools. Always JSON."""
+    print_json(_ask(lambda client: client.admin("GET", f"/servers/{id}")))
+
+
+@app.command("logs")
+def logs(id: ServerId, as_json: AsJson = False) -> None:
+    """Print the server's recent log."""
+    lines = _ask(lambda client: client.admin("GET", f"/servers/{id}/logs"))["lines"]
+    if as_json:
+        print_json(lines)
+        return
+    for line in lines:
+        at = datetime.datetime.fromtimestamp(line["at"], datetime.UTC).strftime("%H:%M:%S")
+        typer.echo(f"{at} {line['origin']:7} {line['text']}")
+
+
+@app.command("start")
+def start(id: ServerId) -> None:
+    """Start a server now instead of at its first call."""
+    print_json(_ask(lambda client: client.admin("POST", f"/servers/{id}/start")))
+
+
+@app.command("stop")
+def stop(id: ServerId) -> None:
+    """Stop a server; its next call starts it again."""
+    print_json(_ask(lambda client: client.admin("POST", f"/servers/{id}/stop")))

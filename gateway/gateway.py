@@ -1,0 +1,165 @@
+"""The gateway as a whole: everything it owns, acquired in reading order and released in reverse.
+
+Composes the rooms; knows no HTTP."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+import anyio
+
+from catalog import Catalog, Entry, Profile, find_shipped_catalog, load_catalog
+from gateway import errors
+from gateway.audit import Audit
+from gateway.door import Door
+from gateway.images import ImageStore
+from gateway.listings import ListingStore
+from gateway.models import Models
+from gateway.packages import PackageStore
+from gateway.pool import Pool
+from gateway.runtimes import Runtime
+from gateway.runtimes.docker import DockerRuntime
+from gateway.runtimes.process import ProcessRuntime
+from gateway.runtimes.remote import RemoteRuntime
+from gateway.settings import Settings
+from policies import AllowList
+
+
+class StateInUse(errors.GatewayError):
+    """Another gateway holds this state folder; stop it, or give this one another LOCKGATE_STATE_DIR."""
+
+
+class Gateway:
+    """Owns the state folder, the catalog, the door, the pool and the models."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings.check()
+        self.catalog: Catalog = load_catalog(settings.catalog or find_shipped_catalog())
+        self.profile: Profile = self.catalog.profile(settings.profile)
+        self.no_engine: str | None = None
+        """Why there is no Docker Engine, if there is none."""
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """
+        Raises:
+            StateInUse: another gateway uses the same state folder.
+            GatewayError: the settings ask for an engine that is not there.
+        """
+        async with AsyncExitStack() as stack:
+            state = self.settings.state_dir
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.callback(release_state, lock_state(state))
+            gateway_id = _gateway_id(state / "gateway-id")
+            self.audit = Audit(state / "audit.jsonl")
+            self.audit.open()
+            stack.callback(self.audit.close)
+            self.door = Door(_policy(self.catalog), self.audit, page_size=self.settings.page_size)
+            await self._open_runtimes(stack, gateway_id)
+            self.models = await stack.enter_async_context(Models(self.settings))
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            self.pool = Pool(
+                self.catalog.entries.values(),
+                self.runtime_for,
+                ListingStore(state / "listings"),
+                tasks,
+                self.door,
+            )
+            self.door.serve(self.pool)
+            stack.callback(tasks.cancel_scope.cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        # Every part bounds its own release, so the whole is bounded.
+        await self._stack.aclose()
+
+    async def _open_runtimes(self, stack: AsyncExitStack, gateway_id: str) -> None:
+        settings = self.settings
+        volumes = settings.state_dir / "volumes"
+        self.images = ImageStore(settings.cache_dir, docker_url=settings.docker_host)
+        self.docker = DockerRuntime(settings.docker_host, self.images, volumes, gateway_id)
+        self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes)
+        self.remote = RemoteRuntime()
+        if settings.runtime != "process":
+            self.no_engine = await self.docker.probe()
+            stack.push_async_callback(self.docker.aclose)
+            if self.no_engine and settings.runtime == "docker":
+                raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but there is {self.no_engine}")
+        else:
+            self.no_engine = "not used: LOCKGATE_RUNTIME=process"
+
+    def runtime_for(self, entry: Entry) -> Runtime:
+        """Containers where there is an engine, else processes; remote entries run elsewhere anyway.
+
+        Raises:
+            UpstreamUnavailable: this entry cannot run here; says why.
+        """
+        missing = [secret.name for secret in entry.secrets if secret.required]
+        if missing:
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} needs the secret {', '.join(missing)}, and this gateway has no secret store yet"
+            )
+        if entry.remote is not None and entry.image is None and entry.package is None:
+            return self.remote
+        if self.no_engine is None:
+            return self.docker
+        if entry.package is None:
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} is published as an image only and needs a Docker Engine: {self.no_engine}"
+            )
+        return self.process
+
+    def runtime_name(self, entry: Entry) -> str:
+        """What would run the entry, for people."""
+        try:
+            runtime = self.runtime_for(entry)
+        except errors.UpstreamError:
+            return "-"
+        return self.process.label if runtime is self.process else runtime.name
+
+
+def _policy(catalog: Catalog) -> AllowList:
+    return AllowList(
+        {
+            name: {
+                server: frozenset(profile.tools[server]) if server in profile.tools else None
+                for server in profile.servers
+            }
+            for name, profile in catalog.profiles.items()
+        }
+    )
+
+
+def lock_state(state_dir: Path) -> int:
+    """Hold the state folder for this process; the system releases it however the process ends.
+
+    Raises:
+        StateInUse: another process holds it.
+    """
+    path = state_dir / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise StateInUse(f"another gateway uses {path.parent}; stop it or set LOCKGATE_STATE_DIR") from exc
+    return fd
+
+
+def release_state(fd: int) -> None:
+    os.close(fd)
+
+
+def _gateway_id(path: Path) -> str:
+    """The id that labels this state folder's containers, made once."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        path.write_text(secrets.token_hex(16) + "\n")
+        return path.read_text().strip()

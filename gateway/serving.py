@@ -1,0 +1,145 @@
+"""Running a gateway behind a listener, and finding the one that runs.
+
+Knows uvicorn and the run file in the state folder; not what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvicorn
+
+from gateway import errors
+from gateway.app import create_app, loopback_principal
+from gateway.gateway import Gateway, StateInUse, lock_state, release_state
+from gateway.settings import Settings
+from gateway.wire.http import McpEndpoint
+
+RUN_FILE: Final = "gateway.json"
+DRAIN_S: Final = 5
+KEEP_ALIVE_S: Final = 30
+BACKLOG: Final = 512
+
+
+class Running(msgspec.Struct):
+    """How to reach a running gateway; kept in its state folder, readable by its user only."""
+
+    url: str
+    pid: int
+    admin_token: str
+    profile: str
+
+
+class Service:
+    """A gateway behind its listener: how to reach it, and how to end it."""
+
+    def __init__(self, running: Running, server: uvicorn.Server, endpoint: McpEndpoint) -> None:
+        self.running = running
+        self._server = server
+        self._endpoint = endpoint
+        self._ended = asyncio.Event()
+
+    def stop(self) -> None:
+        """Accept nothing new, end listening streams (uvicorn would wait for them), let open calls finish briefly."""
+        self._endpoint.close()
+        self._server.should_exit = True
+
+    async def wait(self) -> None:
+        """Until the listener is closed."""
+        await self._ended.wait()
+
+    async def run(self, listener: socket.socket) -> None:
+        try:
+            await self._server.serve([listener])
+        finally:
+            self._ended.set()
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves signals alone: uvicorn would raise them again before the gateway has stopped its servers."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+@asynccontextmanager
+async def served(gateway: Gateway) -> AsyncIterator[Service]:
+    """Serve an entered gateway for the length of the body.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
+    settings = gateway.settings
+    listener = _listen(settings)
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    running = Running(f"http://{host}:{port}", os.getpid(), secrets.token_hex(32), settings.profile)
+    endpoint = McpEndpoint(gateway.door, loopback_principal)
+    config = uvicorn.Config(
+        create_app(gateway, endpoint, running.admin_token),
+        lifespan="off",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    service = Service(running, _QuietServer(config), endpoint)
+    task = asyncio.get_running_loop().create_task(service.run(listener))
+    run_file = settings.state_dir / RUN_FILE
+    _write_private(run_file, msgspec.json.encode(running))
+    try:
+        yield service
+    finally:
+        with suppress(FileNotFoundError):
+            run_file.unlink()
+        service.stop()
+        await task
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as exc:
+        listener.close()
+        raise errors.SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}; set LOCKGATE_PORT to a free port"
+        ) from exc
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def find_running(settings: Settings) -> Running | None:
+    """The gateway that serves this state folder: the run file says how to reach it, the lock that it lives."""
+    try:
+        running = msgspec.json.decode((settings.state_dir / RUN_FILE).read_bytes(), type=Running)
+        release_state(lock_state(settings.state_dir))
+    except StateInUse:
+        return running
+    except (OSError, msgspec.DecodeError):
+        return None
+    return None

@@ -1,0 +1,115 @@
+"""Settings: where the gateway listens, where its state lives, what it serves by default.
+
+The one reader of the environment. Knows nothing of what the values are used for."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from gateway.errors import SettingsError
+
+RuntimeChoice = Literal["auto", "docker", "process"]
+PREFIX: Final = "LOCKGATE_"
+DEFAULT_PORT: Final = 8811
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, each also an environment variable: `state_dir` is `LOCKGATE_STATE_DIR`."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    state_dir: Path = Path()
+    cache_dir: Path = Path()
+    catalog: Path | None = None
+    """A catalog file in place of the shipped one."""
+    profile: str = "starter"
+    """The profile served at /mcp."""
+    runtime: RuntimeChoice = "auto"
+    """`auto` takes containers where an engine answers, else local processes."""
+    docker_host: str = "unix:///var/run/docker.sock"
+    model: str = "qwen2.5-coder:0.5b"
+    context_tokens: int = 8192
+    page_size: int = 250
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def check(self) -> Settings:
+        """The same settings, if they may be used.
+
+        Raises:
+            SettingsError: listening beyond this machine, which needs sign-in, or a value out of range.
+        """
+        try:
+            loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise SettingsError(
+                f"{PREFIX}HOST={self.host}: callers are not asked to sign in, so the gateway listens on loopback only; "
+                "use 127.0.0.1 or ::1"
+            )
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"{PREFIX}PORT={self.port}: a port is between 0 and 65535")
+        if self.page_size < 1 or self.context_tokens < 512:
+            raise SettingsError(f"{PREFIX}PAGE_SIZE must be at least 1 and {PREFIX}CONTEXT_TOKENS at least 512")
+        return self
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment and the XDG base directories.
+
+    Raises:
+        SettingsError: unknown or unusable variables, all of them at once.
+    """
+    home = Path(environ.get("HOME", "/"))
+    settings = Settings(
+        state_dir=Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "lockgate",
+        cache_dir=Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "lockgate",
+        docker_host=environ.get("DOCKER_HOST") or Settings.docker_host,
+    )
+    known = {field.name for field in fields(Settings)}
+    changes: dict[str, object] = {}
+    problems = []
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            problems.append(f"{variable} is not a setting{hint}")
+            continue
+        try:
+            changes[name] = _parsed(name, environ[variable])
+        except ValueError as exc:
+            problems.append(f"{variable}: {exc}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return replace(settings, **changes)  # type: ignore[arg-type]  # each value was parsed for its field
+
+
+def _parsed(name: str, text: str) -> object:
+    match name:
+        case "port" | "context_tokens" | "page_size":
+            if not text.isdigit():
+                raise ValueError(f"{text!r} is not a whole number")
+            return int(text)
+        case "state_dir" | "cache_dir" | "catalog":
+            if not text:
+                raise ValueError("the path is empty")
+            return Path(text).expanduser().absolute()
+        case "runtime":
+            if text not in get_args(RuntimeChoice):
+                raise ValueError(f"{text!r} is not one of {', '.join(get_args(RuntimeChoice))}")
+            return text
+        case _:
+            return text
