@@ -20,14 +20,14 @@ from gateway.pool import Server
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def describe(server: Server) -> dict[str, Any]:
+def describe(server: Server, runtime: str) -> dict[str, Any]:
     """One server as an operator sees it."""
     listing, upstream = server.listing, server.upstream
     return {
         "id": server.entry.id,
         "title": server.entry.title,
         "state": server.state,
-        "runtime": server.runtime,
+        "runtime": server.runtime or runtime,
         "tools": len(listing.tools) if listing else None,
         "prompts": len(listing.prompts) if listing else None,
         "resources": len(listing.resources) if listing else None,
@@ -73,19 +73,22 @@ class AdminApi:
     def _find(self, request: Request) -> Server:
         return self._gateway.pool.servers[self._gateway.catalog.entry(request.path_params["id"]).id]
 
+    def _describe(self, server: Server) -> dict[str, Any]:
+        return describe(server, self._gateway.runtime_name(server.entry))
+
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""
         name = request.query_params.get("profile") or self._gateway.settings.profile
         servers = self._gateway.pool.servers
         ids = list(servers) if name == "*" else self._gateway.catalog.profile(name).servers
-        return JSONResponse({"profile": name, "servers": [describe(servers[id]) for id in ids]})
+        return JSONResponse({"profile": name, "servers": [self._describe(servers[id]) for id in ids]})
 
     async def _server(self, request: Request) -> Response:
         server = self._find(request)
         listing = server.listing
         return JSONResponse(
             {
-                **describe(server),
+                **self._describe(server),
                 "entry": server.entry.model_dump(mode="json"),
                 "digest": server.entry.digest,
                 "tool_names": [item.key for item in listing.tools] if listing else [],
@@ -99,9 +102,9 @@ class AdminApi:
     async def _start(self, request: Request) -> Response:
         server = self._find(request)
         await self._gateway.pool.connection(server.entry.id)
-        return JSONResponse(describe(server))
+        return JSONResponse(self._describe(server))
 
     async def _stop(self, request: Request) -> Response:
         server = self._find(request)
         self._gateway.pool.stop(server.entry.id)
-        return JSONResponse(describe(server))
+        return JSONResponse(self._describe(server))

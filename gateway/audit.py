@@ -17,7 +17,7 @@ from gateway.wire import envelope
 Outcome = Literal["ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled"]
 
 
-class Record(msgspec.Struct, omit_defaults=True):
+class Record(msgspec.Struct):
     """One call. `at` is seconds since the epoch, `ms` its duration, `arguments` a SHA-256 prefix."""
 
     call: str
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     item: str = ""
     arguments: str = ""
     policies: tuple[str, ...] = ()
-    outcome: Outcome = "ok"
+    outcome: Outcome = "cancelled"
     detail: str = ""
     ms: float = 0.0
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 import uvloop
@@ -21,7 +22,10 @@ T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="A profile other than the default.")]
 
-out = Console(highlight=False, soft_wrap=True)
+FILE_WIDTH: Final = 200
+"""Columns when the output is not a terminal: tables must not be folded for `grep`."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
