@@ -4,7 +4,8 @@ Knows HTTP and the error shape; prompts, sampling and tool grammars are the engi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
@@ -72,14 +73,13 @@ class OpenAiApi:
         return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
 
 
-async def _events(first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    try:
-        yield b"data: %b\n\n" % msgspec.json.encode(first)
-        async for chunk in chunks:
-            yield b"data: %b\n\n" % msgspec.json.encode(chunk)
-        yield b"data: [DONE]\n\n"
-    except EngineError as exc:
-        failure = {"error": {"message": str(exc), "type": "engine_error"}}
-        yield b"data: %b\n\n" % msgspec.json.encode(failure)
-    finally:
-        await chunks.aclose()  # type: ignore[attr-defined]  # an async generator
+async def _events(first: dict[str, Any], chunks: AsyncGenerator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    async with aclosing(chunks):
+        try:
+            yield b"data: %b\n\n" % msgspec.json.encode(first)
+            async for chunk in chunks:
+                yield b"data: %b\n\n" % msgspec.json.encode(chunk)
+            yield b"data: [DONE]\n\n"
+        except EngineError as exc:
+            failure = {"error": {"message": str(exc), "type": "engine_error"}}
+            yield b"data: %b\n\n" % msgspec.json.encode(failure)
