@@ -85,14 +85,13 @@ class _Assembly:
 
     def _add(self, line: int, where: str | None, message: str) -> None:
         self.problems.append(Problem(self._path, line, where, message))
-        if len(self.problems) > MAX_PROBLEMS:
-            raise CatalogInvalid(self.problems)
+        if len(self.problems) >= MAX_PROBLEMS:
+            last = Problem(self._path, line, where, "has too many problems to go on; repair these first")
+            raise CatalogInvalid([*self.problems, last])
 
     def _check_version(self, root: Mapping) -> None:
         if "version" not in root.members:
-            self._add(
-                root.line, None, f"the key version is missing; write version: {FORMAT_VERSION} at the top"
-            )
+            self._add(root.line, None, f"the key version is missing; write version: {FORMAT_VERSION} at the top")
             return
         line, node = root.members["version"]
         value = plain(node)
@@ -109,9 +108,7 @@ class _Assembly:
             return
         line, node = root.members[section]
         if not isinstance(node, Mapping):
-            self._add(
-                line, None, f"{section} must be a mapping of names to their contents (or {{}} for none)"
-            )
+            self._add(line, None, f"{section} must be a mapping of names to their contents (or {{}} for none)")
             return
         spellings: dict[str, str] = {}
         for name, (name_line, member) in node.members.items():
@@ -168,9 +165,7 @@ class _Assembly:
             for line, tool in _texts(selections, server):
                 if tool not in entry.tools:
                     hint = did_you_mean(tool, entry.tools)
-                    self._add(
-                        line, where, f"{server} lists no tool {quoted(tool)}{hint}; correct it here or there"
-                    )
+                    self._add(line, where, f"{server} lists no tool {quoted(tool)}{hint}; correct it here or there")
 
 
 def _texts(node: Node, key: str) -> Iterator[tuple[int, str]]:
@@ -235,6 +230,7 @@ _EXPECTED = {
     "bool_type": "must be true or false, without quotes",
     "tuple_type": "must be a list, as in [one, two]",
     "mapping_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
     "model_type": "must be a mapping of keys to values",
 }
 

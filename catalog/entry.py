@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -182,13 +182,9 @@ class Entry(Part):
     volumes: Annotated[tuple[Volume, ...], Field(max_length=16)] = ()
     network: Network = "none"
     limits: Limits = Limits()
-    categories: Annotated[
-        tuple[Category, ...], Field(max_length=16), AfterValidator(_distinct("the category"))
-    ] = ()
+    categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(_distinct("the category"))] = ()
     license: Annotated[Line, StringConstraints(max_length=80)] | None = None
-    source: (
-        Annotated[str, StringConstraints(max_length=2048), AfterValidator(reference.check_source_url)] | None
-    ) = None
+    source: Annotated[str, StringConstraints(max_length=2048), AfterValidator(reference.check_source_url)] | None = None
     tools: Annotated[tuple[ToolName, ...], Field(max_length=1000), AfterValidator(_distinct("the tool"))] = ()
     """Names known in advance, for search and for selecting; the running server has the last word."""
 
@@ -204,9 +200,7 @@ class Entry(Part):
             yield "has a package but no command; add command, the argv that starts the server from it"
         if self.command and not self.package:
             yield "has a command but no package to run it from; an image takes its arguments in args"
-        if self.command and (
-            not self.command[0] or "/" in self.command[0] or self.command[0].startswith("-")
-        ):
+        if self.command and (not self.command[0] or "/" in self.command[0] or self.command[0].startswith("-")):
             yield "command must begin with the name of a program the package installs, without a path"
         if self.args and not self.image:
             yield "has args but no image to give them to; a package takes its arguments in command"
@@ -242,6 +236,10 @@ class Entry(Part):
         )  # fmt: skip
         text = json.dumps([DIGEST_FORM, deciding], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with changes, checked like any entry; pydantic's own would keep the old digest."""
+        return type(self).model_validate({**self.model_dump(), **(update or {})})
 
     def __hash__(self) -> int:
         return hash((self.id, self.digest))

@@ -22,13 +22,20 @@ from catalog.spelling import quoted
 from catalog.textfile import read_text
 
 MAX_DEPTH = 32
-"""Nesting; the deepest place of a valid catalog is 6."""
+"""Nesting; the deepest place of a valid catalog is 5."""
 MAX_NODES = 100_000
 """Values and keys in one file: a bound on time and memory, several times what 1,000 entries need."""
+MAX_MEMBERS = 2000
+"""Length of one list or mapping inside of an entry or profile; the longest in use, a tool list, has 60."""
 MAX_ALIASES = 32
 """Uses of anchors in one file: enough to share a limits block, too few to build a bomb."""
 MAX_ANCHORED_NODES = 200
 """Size of one anchored value, for the same reason."""
+
+N_OUTER_LEVELS = 2
+"""The document and its sections: these may have as many members as a file has room for."""
+
+SECTIONS = ("servers", "profiles")
 
 SHIPPED_NAME = "catalog.yaml"
 
@@ -70,7 +77,13 @@ class _Frame:
     first_node: int
     """How many nodes had been read when it began."""
     key: str | None = None
+    """The last key read."""
     key_line: int = 0
+    has_value: bool = True
+    """Whether that key's value has been read, so that what comes next is a key."""
+
+    def expects_key(self) -> bool:
+        return isinstance(self.node, Mapping) and self.has_value
 
 
 class _Composer:
@@ -105,9 +118,7 @@ class _Composer:
                 case yaml.DocumentStartEvent():
                     n_documents += 1
                     if n_documents > 1:
-                        raise self._stop(
-                            line, "begins a second document; a catalog is one document, remove the ---"
-                        )
+                        raise self._stop(line, "begins a second document; a catalog is one document, remove the ---")
                     if event.tags:
                         self._report(line, "has a %TAG directive; a catalog has no tags, remove it")
                 case _:
@@ -123,20 +134,18 @@ class _Composer:
         except yaml.MarkedYAMLError as exc:
             mark = exc.problem_mark if exc.problem_mark is not None else exc.context_mark
             what = ", ".join(part for part in (exc.context, exc.problem) if part)
-            raise self._stop(
-                mark.line + 1 if mark else 1, f"is no YAML: {what}; check indentation and quotes"
-            ) from exc
+            raise self._stop(mark.line + 1 if mark else 1, f"is no YAML: {what}; check indentation and quotes") from exc
         except yaml.YAMLError as exc:
             raise self._stop(1, "is no YAML; check it with a YAML editor") from exc
 
     def _where(self) -> str | None:
         """The entry being read, as problems name it."""
-        if len(self._frames) < 1 or self._frames[0].key not in ("servers", "profiles"):
+        if len(self._frames) < N_OUTER_LEVELS:
             return None
-        name = self._frames[1].key if len(self._frames) > 1 else None
-        if name is None:
+        section, name = self._frames[0].key, self._frames[1].key
+        if section not in SECTIONS or name is None:
             return None
-        return place_name(self._frames[0].key, name)
+        return place_name(section, name)
 
     def _report(self, line: int, message: str) -> None:
         self.problems.append(Problem(self._path, line, self._where(), message))
@@ -154,45 +163,45 @@ class _Composer:
     def _scalar(self, event: yaml.ScalarEvent, line: int) -> None:
         self._count(line)
         text: str = event.value
+        is_plain = not event.style and event.tag is None  # "" from the C parser, None from the other
+        frame = self._frames[-1] if self._frames else None
+        is_key = frame is not None and frame.expects_key()
+        if is_key:
+            self._key(text, line, is_plain)
         self._check_tag(event.tag, line)
         if not text.replace("\n", "").isprintable():
             hidden = next(c for c in text if c != "\n" and not c.isprintable())
             self._report(line, f"has the invisible character U+{ord(hidden):04X}; remove it")
-        is_plain = not event.style and event.tag is None  # "" from the C parser, None from the other
-        frame = self._frames[-1] if self._frames else None
-        if frame is not None and isinstance(frame.node, Mapping) and frame.key is None:
+        if is_key:
             if event.anchor is not None:
                 self._report(line, "puts an anchor on a key; remove it")
-            self._key(frame, frame.node, text, line, is_plain)
             return
         node = Scalar(line, text, read_plain(text) if is_plain else text)
         if event.anchor is not None:
             self._name(event.anchor, node, 1, line)
         self._attach(node, line)
 
-    def _key(self, frame: _Frame, node: Mapping, text: str, line: int, is_plain: bool) -> None:
+    def _key(self, text: str, line: int, is_plain: bool) -> None:
+        frame = self._frames[-1]
+        frame.key, frame.key_line, frame.has_value = text, line, False
         if is_plain:
             if text == "<<":
                 self._report(line, "uses the merge key <<; write the keys out")
             elif not isinstance(value := read_plain(text), str):
                 reading = value.reading if isinstance(value, Unclear) else "number or truth value"
                 self._report(line, f"the key {quoted(text)} reads as a {reading}; put it in quotes")
-        frame.key = text
-        frame.key_line = line
-        if text in node.members:
-            first = node.members[text][0]
-            self._report(
-                line, f"the key {quoted(text)} is here twice, first in line {first}; remove one of them"
-            )
+        if isinstance(frame.node, Mapping) and text in frame.node.members:
+            first = frame.node.members[text][0]
+            message = f"the key {quoted(text)} is here twice, first in line {first}; remove one of them"
+            self._report(line, message)
 
     def _open(self, node: Sequence | Mapping, event: yaml.CollectionStartEvent) -> None:
         line = node.line
         self._count(line)
         if len(self._frames) >= MAX_DEPTH:
-            raise self._stop(line, f"is nested more than {MAX_DEPTH} deep; a catalog needs 6 levels")
+            raise self._stop(line, f"is nested more than {MAX_DEPTH} deep; a catalog needs 5 levels")
         self._check_tag(event.tag, line)
-        parent = self._frames[-1] if self._frames else None
-        if parent is not None and isinstance(parent.node, Mapping) and parent.key is None:
+        if self._frames and self._frames[-1].expects_key():
             raise self._stop(line, "uses a list or mapping as a key; a key is text")
         if event.anchor is not None:
             self._open_anchors += 1
@@ -213,21 +222,16 @@ class _Composer:
         if self._open_anchors:
             raise self._stop(line, f"uses the alias *{name} inside of an anchored value; write the value out")
         if name not in self._anchors:
-            raise self._stop(
-                line, f"uses the alias *{name}, which has no anchor before it; write the value out"
-            )
+            raise self._stop(line, f"uses the alias *{name}, which has no anchor before it; write the value out")
         node, size = self._anchors[name]
         self._count(line, size)
-        frame = self._frames[-1] if self._frames else None
-        if frame is not None and isinstance(frame.node, Mapping) and frame.key is None:
+        if self._frames and self._frames[-1].expects_key():
             raise self._stop(line, f"uses the alias *{name} as a key; write the key out")
         self._attach(node, line)
 
     def _name(self, anchor: str, node: Node, size: int, line: int) -> None:
         if size > MAX_ANCHORED_NODES:
-            raise self._stop(
-                line, f"anchors more than {MAX_ANCHORED_NODES} values as &{anchor}; write them out"
-            )
+            raise self._stop(line, f"anchors more than {MAX_ANCHORED_NODES} values as &{anchor}; write them out")
         if anchor in self._anchors:
             self._report(line, f"uses the anchor &{anchor} twice; give each its own name")
         self._anchors[anchor] = (node, size)
@@ -237,11 +241,14 @@ class _Composer:
             self._root = node
             return
         frame = self._frames[-1]
+        n_members = len(frame.node.items if isinstance(frame.node, Sequence) else frame.node.members)
+        if n_members >= MAX_MEMBERS and len(self._frames) > N_OUTER_LEVELS:
+            raise self._stop(line, f"has more than {MAX_MEMBERS} values in one place; remove some")
         if isinstance(frame.node, Sequence):
             frame.node.items.append(node)
         elif frame.key is not None:
             frame.node.members.setdefault(frame.key, (frame.key_line, node))
-            frame.key = None
+            frame.has_value = True
 
     def _check_tag(self, tag: str | None, line: int) -> None:
         if tag is not None:

@@ -40,18 +40,12 @@ class Profile(Part):
         if twice := duplicates(self.servers):
             messages.append(f"the server {', '.join(twice)} is listed twice; remove one of them")
         if self.plain_names and len(self.servers) != 1:
-            messages.append(
-                "plain_names is only for a profile of one server, since names of several could collide"
-            )
+            messages.append("plain_names is only for a profile of one server, since names of several could collide")
         if strangers := [server for server in self.tools if server not in self.servers]:
-            messages.append(
-                f"selects tools of {', '.join(strangers)}, which is not among its servers; add or remove"
-            )
+            messages.append(f"selects tools of {', '.join(strangers)}, which is not among its servers; add or remove")
         for server, tools in self.tools.items():
             if twice := duplicates(tools):
-                messages.append(
-                    f"the tool {', '.join(twice)} of {server} is listed twice; remove one of them"
-                )
+                messages.append(f"the tool {', '.join(twice)} of {server} is listed twice; remove one of them")
         refuse(messages)
         return self
 

@@ -62,13 +62,9 @@ def check_id(text: str) -> str:
             name = unicodedata.name(c, "no name")
             raise ValueError(f"contains U+{ord(c):04X} ({name}); use only ASCII letters, digits, _ and -")
     if not _ID.fullmatch(text):
-        raise ValueError(
-            f"{quoted(text)} is no valid id: begin with a letter, then at most 47 letters, digits, _ or -"
-        )
+        raise ValueError(f"{quoted(text)} is no valid id: begin with a letter, then at most 47 letters, digits, _ or -")
     if "__" in text:
-        raise ValueError(
-            f'{quoted(text)} contains "__", which separates server from tool; use a single _ or -'
-        )
+        raise ValueError(f'{quoted(text)} contains "__", which separates server from tool; use a single _ or -')
     if text[-1] in "_-":
         raise ValueError(f"{quoted(text)} ends in {quoted(text[-1])}; end it with a letter or digit")
     return text
@@ -82,9 +78,7 @@ def check_image(text: str) -> str:
         raise ValueError(f"{quoted(text)} is a URL; write the image reference alone, as in name@sha256:...")
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
-        raise ValueError(
-            f"{quoted(digest)} is no digest; write @sha256: and 64 lower-case hexadecimal digits"
-        )
+        raise ValueError(f"{quoted(digest)} is no digest; write @sha256: and 64 lower-case hexadecimal digits")
     slash = rest.rfind("/")
     colon = rest.rfind(":")
     repository, tag = (rest, None) if colon <= slash else (rest[:colon], rest[colon + 1 :])
@@ -111,9 +105,7 @@ def check_package_version(ecosystem: str, text: str) -> str:
     """Check that a version is one exact version, not a range and not a tag."""
     pattern = _PYPI_VERSION if ecosystem == "pypi" else _NPM_VERSION
     if not pattern.fullmatch(text):
-        raise ValueError(
-            f"{quoted(text)} is not one exact {ecosystem} version; write it in full, as in 1.2.3"
-        )
+        raise ValueError(f"{quoted(text)} is not one exact {ecosystem} version; write it in full, as in 1.2.3")
     return text
 
 
@@ -121,15 +113,11 @@ def check_pin(ecosystem: str, text: str) -> str:
     """Check a further requirement installed beside the package: "name<2" for PyPI, "name@1.2.3" for npm."""
     if ecosystem == "pypi":
         if not _PYPI_PIN.fullmatch(text):
-            raise ValueError(
-                f'{quoted(text)} is no requirement; write a name and a version limit, as in "mcp<2"'
-            )
+            raise ValueError(f'{quoted(text)} is no requirement; write a name and a version limit, as in "mcp<2"')
         return text
     name, at, version = text.rpartition("@")
     if not at or not _NPM_NAME.fullmatch(name) or not _NPM_VERSION.fullmatch(version):
-        raise ValueError(
-            f'{quoted(text)} is no requirement; write a name and an exact version, as in "zod@3.25.0"'
-        )
+        raise ValueError(f'{quoted(text)} is no requirement; write a name and an exact version, as in "zod@3.25.0"')
     return text
 
 
@@ -171,18 +159,14 @@ def check_target(text: str) -> str:
         if text == tree or text.startswith(tree + "/"):
             raise ValueError(f"{quoted(text)} lies in {tree}, which belongs to the system; use /data")
     if text in NOT_ITSELF:
-        raise ValueError(
-            f"{quoted(text)} would hide what the image keeps there; use a folder below it, or /data"
-        )
+        raise ValueError(f"{quoted(text)} would hide what the image keeps there; use a folder below it, or /data")
     return text
 
 
 def check_variable(text: str) -> str:
     """Check the name of an environment variable."""
     if not _VARIABLE.fullmatch(text):
-        raise ValueError(
-            f"{quoted(text)} is no variable name; use letters, digits and _, not beginning with a digit"
-        )
+        raise ValueError(f"{quoted(text)} is no variable name; use letters, digits and _, not beginning with a digit")
     return text
 
 
@@ -190,9 +174,7 @@ def check_secret_name(text: str) -> str:
     """Check the name of a secret: the id of the entry it belongs to, a dot, and its own name."""
     owner, dot, name = text.partition(".")
     if not dot:
-        raise ValueError(
-            f"{quoted(text)} names no owner; write the entry id, a dot and a name, as in brave.api_key"
-        )
+        raise ValueError(f"{quoted(text)} names no owner; write the entry id, a dot and a name, as in brave.api_key")
     check_id(owner)
     if not _SECRET.fullmatch(name):
         raise ValueError(f"{quoted(name)} is no secret name; use lower-case letters, digits, _ and -")
