@@ -123,9 +123,10 @@ rm -f {SERVER_ROOT}/.lock {SERVER_ROOT}/.gitignore {SERVER_ROOT}/CACHEDIR.TAG
 # Lock files name the registry that each package came from: they do not stay.
 _INSTALL_NPM: Final = f"""\
 mkdir -p {SERVER_ROOT}
-xargs -d '\\n' npm install --prefix {SERVER_ROOT} --cache {CACHE_MOUNT}/npm --userconfig {BUILD_MOUNT}/npmrc \\
-    --ignore-scripts --no-audit --no-fund --no-update-notifier --no-package-lock --omit=dev \\
-    --loglevel=error -- <{BUILD_MOUNT}/requirements
+xargs -d '\\n' npm install --prefix {SERVER_ROOT} \\
+    --cache {CACHE_MOUNT}/npm --userconfig {BUILD_MOUNT}/npmrc \\
+    --ignore-scripts --no-audit --no-fund --no-update-notifier --no-package-lock \\
+    --omit=dev --loglevel=error -- <{BUILD_MOUNT}/requirements
 rm -f {SERVER_ROOT}/node_modules/.package-lock.json {SERVER_ROOT}/package-lock.json
 """
 

@@ -143,9 +143,7 @@ class ImageStore:
                 return Image(recipe.tag, "local", present)
             base = await self._base(recipe.base, progress)
             async with self._builds:
-                progress(
-                    f"{entry.id}: building an image from {package.ecosystem} {package.name} {package.version}"
-                )
+                progress(f"{entry.id}: building an image from {package.ecosystem} {package.name} {package.version}")
                 id_ = await self._make(recipe, base, lambda line: progress(f"{entry.id}: {line}"))
                 progress(f"{entry.id}: image {recipe.tag} is ready")
                 return Image(recipe.tag, "local", id_)
@@ -199,9 +197,7 @@ class ImageStore:
         name, version = _split_reference(reference)
         try:
             with anyio.fail_after(PULL_TIMEOUT_S):
-                await self._engine(
-                    lambda client: _follow_pull(client, name, version), timeout_s=PULL_SILENCE_S
-                )
+                await self._engine(lambda client: _follow_pull(client, name, version), timeout_s=PULL_SILENCE_S)
         except TimeoutError as exc:
             self._reachability.refuse(address)
             raise ImageError(f"pulling {reference} took too long") from exc
@@ -214,9 +210,7 @@ class ImageStore:
             if host.suite:
                 files[f"sources.{host.suite}.list"] = "\n".join([*host.source_lines, ""]).encode()
             with self._inputs_folder(files) as folder:
-                status, tail, id_ = await self._attempt(
-                    recipe, base, folder, progress, from_source=from_source
-                )
+                status, tail, id_ = await self._attempt(recipe, base, folder, progress, from_source=from_source)
             if id_ is not None:
                 return id_
             if status != NEEDS_SOURCE_BUILD:
@@ -314,9 +308,7 @@ class ImageStore:
 
         return await self._engine(find)
 
-    async def _engine(
-        self, work: Callable[[docker.DockerClient], T], *, timeout_s: float = API_TIMEOUT_S
-    ) -> T:
+    async def _engine(self, work: Callable[[docker.DockerClient], T], *, timeout_s: float = API_TIMEOUT_S) -> T:
         """Run blocking work with a client of its own in a thread; `timeout_s` bounds the wait for each byte.
 
         A cancelled call leaves its thread to end by itself, when the container or stream that it reads goes.

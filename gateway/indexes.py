@@ -44,10 +44,13 @@ class PackageIndexes:
     proxies: Mapping[str, str] = field(default_factory=dict)
 
     def for_uv(self) -> dict[str, str]:
-        """uv reads neither pip's nor npm's settings: the same, in its variables."""
+        """uv does not read pip's settings: the same, in its variables.
+
+        Folders among the extra indexes are left out: uv would take what they have of a package for all there is.
+        """
         settings = {
             "UV_DEFAULT_INDEX": self.pip_index or "",
-            "UV_INDEX": " ".join(self.pip_extra_indexes),
+            "UV_INDEX": " ".join(filter(_over_network, self.pip_extra_indexes)),
             "UV_INSECURE_HOST": " ".join(self.pip_trusted_hosts),
         }
         return {name: value for name, value in settings.items() if value}
@@ -57,17 +60,14 @@ class PackageIndexes:
 
         Indexes that are folders of this machine do not exist there and are left out.
         """
-        settings = {
-            "PIP_INDEX_URL": _over_network(self.pip_index),
+        index = _over_network(self.pip_index)
+        settings = self.for_uv() | {
+            "UV_DEFAULT_INDEX": index,
+            "PIP_INDEX_URL": index,
             "PIP_EXTRA_INDEX_URL": " ".join(filter(_over_network, self.pip_extra_indexes)),
             "PIP_TRUSTED_HOST": " ".join(self.pip_trusted_hosts),
             "NPM_CONFIG_REGISTRY": self.npm_registry or "",
         }
-        settings |= {
-            name: _over_network(value) for name, value in self.for_uv().items() if name == "UV_DEFAULT_INDEX"
-        }
-        settings["UV_INDEX"] = settings["PIP_EXTRA_INDEX_URL"]
-        settings["UV_INSECURE_HOST"] = settings["PIP_TRUSTED_HOST"]
         if self.ca_bundle is not None:
             settings |= dict.fromkeys((*_CA_VARIABLES, "NPM_CONFIG_CAFILE"), ca_path)
         settings |= self.proxies
@@ -81,10 +81,7 @@ def read_indexes(environ: Mapping[str, str]) -> PackageIndexes:
     registry = _ask([npm, "config", "get", "registry"], environ).strip() if npm else ""
     npmrc = _ask([npm, "config", "get", "userconfig"], environ).strip() if npm else ""
     proxies = {
-        name: value
-        for lower in _PROXY_VARIABLES
-        for name in (lower, lower.upper())
-        if (value := environ.get(name))
+        name: value for lower in _PROXY_VARIABLES for name in (lower, lower.upper()) if (value := environ.get(name))
     }
     return PackageIndexes(
         pip_index=environ.get("UV_DEFAULT_INDEX") or pip.get("index-url"),
@@ -100,9 +97,7 @@ def read_indexes(environ: Mapping[str, str]) -> PackageIndexes:
 def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What an installer on this machine gets to see of the gateway's environment: no secrets among it."""
     return {
-        name: value
-        for name, value in environ.items()
-        if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
+        name: value for name, value in environ.items() if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
     }
 
 
@@ -156,9 +151,7 @@ def _npm_login_lines(npmrc: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError):
         return ()
     kept = (line.strip() for line in lines)
-    return tuple(
-        line for line in kept if line.startswith("//") or (line.startswith("@") and ":registry" in line)
-    )
+    return tuple(line for line in kept if line.startswith("//") or (line.startswith("@") and ":registry" in line))
 
 
 def _ca_bundle(environ: Mapping[str, str], pip_cert: str | None) -> Path | None:

@@ -97,10 +97,8 @@ async def make_rootfs(folder: Path, host: HostApt, *, progress: Callable[[str], 
     return tarball
 
 
-async def _debootstrap(
-    tarball: Path, suite: str, host: HostApt, lock: int, progress: Callable[[str], None]
-) -> None:
-    # Private mount and process namespaces: whatever debootstrap mounts or starts is gone when it ends, so that
+async def _debootstrap(tarball: Path, suite: str, host: HostApt, lock: int, progress: Callable[[str], None]) -> None:
+    # Private mount and process namespaces: what debootstrap mounts or starts is gone when it ends, so that
     # removing the folder can never reach the host's /proc.
     argv = [
         "unshare",
