@@ -70,17 +70,10 @@ class ProcessRuntime:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = {"PATH": path, "HOME": "/tmp" if self._bwrap else str(home), "LANG": "C.UTF-8"}  # noqa: S108
         env |= {**installed.env, **self._relocated_env(entry, folders)}
-        channel = ProcessChannel(receiver, log, self.label)
-        loop = asyncio.get_running_loop()
         try:
-            transport, _ = await loop.subprocess_exec(
-                lambda: _ServerProcess(channel), *argv, env=env, cwd=str(home), start_new_session=True
-            )
+            return await spawn(argv, env=env, cwd=str(home), receiver=receiver, log=log, label=self.label)
         except OSError as exc:
             raise errors.UpstreamUnavailable(f"server {entry.id} could not be started: {exc}") from exc
-        channel.started(transport)
-        log.write("gateway", f"started process {transport.get_pid()} {self.label}")
-        return channel
 
     def _folders(self, entry: Entry) -> dict[str, Path]:
         folders = {}
@@ -128,6 +121,23 @@ class ProcessRuntime:
 
     async def aclose(self) -> None:
         """Processes are closed with their channels."""
+
+
+async def spawn(
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: str, receiver: Receiver, log: ServerLog, label: str
+) -> ProcessChannel:
+    """Start a program whose stdin and stdout are the channel. `label` says how it is confined.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    channel = ProcessChannel(receiver, log, label)
+    transport, _ = await asyncio.get_running_loop().subprocess_exec(
+        lambda: _ServerProcess(channel), *argv, env=env, cwd=cwd, start_new_session=True
+    )
+    channel.started(transport)
+    log.write("gateway", f"started process {transport.get_pid()} {label}")
+    return channel
 
 
 def _outside_system(installed: InstalledPackage) -> list[Path]:

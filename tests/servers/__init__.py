@@ -1,0 +1,133 @@
+"""Small real servers, friendly and hostile, and what tests need to run them: a runtime, catalog files, a look at /proc.
+
+Knows the gateway's public parts only."""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from catalog import Entry, Limits, Package
+from gateway.gateway import Gateway
+from gateway.runtimes import Runtime
+from gateway.runtimes.process import spawn
+from gateway.serverlog import ServerLog
+from gateway.settings import Settings
+from gateway.wire.channel import Channel, Receiver
+
+HERE = Path(__file__).parent
+MARK = "LOCKGATE_TEST_MARK"
+DEADLINE_S = 20.0
+"""For anything that takes milliseconds on an idle machine."""
+
+
+class LocalRuntime:
+    """Runs the scripts of this folder: the first word of an entry's command is a script's name.
+
+    Every process carries `mark` in its environment, also one that a server starts, so that a test can find them all.
+    """
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_hex(8)
+        self.starts: list[str] = []
+
+    async def prepare(self, entry: Entry, log: ServerLog) -> None:
+        """The scripts are there."""
+
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
+        self.starts.append(entry.id)
+        script, *arguments = entry.command
+        argv = [sys.executable, "-S", str(HERE / f"{script}.py"), *arguments]
+        env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", MARK: self.mark}
+        return await spawn(argv, env=env, cwd=str(HERE), receiver=receiver, log=log, label="local")
+
+    def processes(self) -> list[int]:
+        """The processes with our mark that live; a zombie has no environment any more."""
+        mark = f"{MARK}={self.mark}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    environment = (folder / "environ").read_bytes()
+                except OSError:
+                    continue  # it ended meanwhile, or is another user's
+                if mark in environment:
+                    found.append(int(folder.name))
+        return found
+
+    async def aclose(self) -> None:
+        """Processes end with their channels."""
+
+
+class LocalGateway(Gateway):
+    """The gateway, with the scripts of this folder in place of packages."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.local = LocalRuntime()
+
+    def runtime_for(self, entry: Entry) -> Runtime:
+        return self.local if entry.package is not None else super().runtime_for(entry)
+
+
+def entry(id: str, *command: str, **limits: float) -> Entry:
+    """A catalog entry for `LocalRuntime`: `entry("a", "hostile", "answers_twice", idle_s=1.0)`."""
+    package = Package(ecosystem="pypi", name="local", version="1.0")
+    return Entry(
+        id=id,
+        title=id,
+        description="A test server.",
+        package=package,
+        command=command or ("friendly",),
+        limits=Limits.model_validate({"start_timeout_s": DEADLINE_S, "call_timeout_s": DEADLINE_S} | limits),
+    )
+
+
+def write_catalog(
+    path: Path,
+    servers: Mapping[str, Mapping[str, Any] | Sequence[str]],
+    profiles: Mapping[str, Mapping[str, Any] | Sequence[str]] | None = None,
+) -> Path:
+    """A catalog file. A server is a mapping as in the file, or the command of a local script; a profile likewise a
+    mapping or its servers. Without profiles there is one, `all`, with every server."""
+    limits = {"start_timeout_s": DEADLINE_S, "call_timeout_s": DEADLINE_S}
+    full: dict[str, Any] = {}
+    for id, server in servers.items():
+        if not isinstance(server, Mapping):
+            package = {"ecosystem": "pypi", "name": "local", "version": "1.0"}
+            server = {"package": package, "command": list(server)}
+        full[id] = {"title": id, "description": "A test server.", "limits": limits, **server}
+    named = {
+        name: {"title": name, **(profile if isinstance(profile, Mapping) else {"servers": list(profile)})}
+        for name, profile in (profiles or {"all": list(servers)}).items()
+    }
+    # JSON is YAML.
+    path.write_text(json.dumps({"version": 1, "servers": full, "profiles": named}, indent=1))
+    return path
+
+
+def settings(folder: Path, catalog: Path, **changes: Any) -> Settings:
+    """Settings for a gateway of its own, on any free port, without containers."""
+    folders = {"state_dir": folder / "state", "cache_dir": folder / "cache", "catalog": catalog}
+    return Settings(**(folders | {"port": 0, "runtime": "process", "profile": "all"} | changes))
+
+
+async def until(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+    """Wait until the condition is true, for what announces itself by no event (such as /proc).
+
+    Raises:
+        AssertionError: it did not become true in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        await anyio.sleep(0.005)
+    return value

@@ -1,0 +1,302 @@
+"""A server that breaks one rule: `hostile.py BEHAVIOUR`. Up to that it answers like any small server.
+
+Each behaviour is a function below; its docstring says which rule it breaks."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+out = sys.stdout.buffer
+
+
+def write(data: bytes) -> None:
+    out.write(data)
+    out.flush()
+
+
+def send(**members: Any) -> None:
+    write(json.dumps({"jsonrpc": "2.0", **members}).encode() + b"\n")
+
+
+def read() -> dict[str, Any] | None:
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
+def result(request: dict[str, Any], text: str = "") -> dict[str, Any]:
+    """What a proper server answers."""
+    match request["method"]:
+        case "initialize":
+            hello = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {"listChanged": True}}}
+            return {**hello, "serverInfo": {"name": "hostile", "version": "1"}}
+        case "tools/list":
+            return {"tools": [{"name": "poke", "inputSchema": {"type": "object"}}]}
+        case _:
+            return {"content": [{"type": "text", "text": text or "poked"}]}
+
+
+def serve(on_call: Any = None, on_each: Any = None) -> None:
+    """Answer until stdin ends; `on_call` takes tool calls, `on_each` runs before each answer."""
+    while (request := read()) is not None:
+        if "id" not in request or "method" not in request:
+            continue
+        if on_each is not None:
+            on_each(request)
+        if request["method"] == "tools/call" and on_call is not None:
+            on_call(request)
+        else:
+            send(id=request["id"], result=result(request))
+
+
+def exits_at_once() -> None:
+    """Ends before the handshake, saying why on stderr."""
+    print("cannot open /data/memory.json", file=sys.stderr, flush=True)
+    sys.exit(7)
+
+
+def hangs_silently() -> None:
+    """Reads everything, answers nothing, and stays until it is told to go."""
+    while sys.stdin.readline():
+        pass
+
+
+def makes_noise() -> None:
+    """Prints lines that are no messages before and between its messages."""
+    write(b"Welcome to my server!\n\n{oops\n[1,2\n\x1b[31mred\x1b[0m\n")
+    serve(on_each=lambda request: write(b"debug: got a request\nnull\n42\n\"text\"\n[]\n{}\n"))
+
+
+def partial_line_at_end() -> None:
+    """Dies in the middle of an answer."""
+
+    def die(request: dict[str, Any]) -> None:
+        write(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result(request)}).encode()[:-5])
+        os._exit(0)
+
+    serve(die)
+
+
+def endless_line() -> None:
+    """Writes 40 MB without a line break."""
+
+    def flood(request: dict[str, Any]) -> None:
+        for _ in range(40):
+            write(b"x" * 1_000_000)
+
+    serve(flood)
+
+
+def invalid_utf8() -> None:
+    """Puts bytes that are not UTF-8 where the answer should be, then the answer to nothing."""
+    serve(lambda request: write(b'{"jsonrpc":"2.0","id":%d,"result":{"x":"\xff\xfe"}}\n' % request["id"]))
+
+
+def stderr_flood() -> None:
+    """Writes 20 MB on stderr at each call before it answers."""
+
+    def flood(request: dict[str, Any]) -> None:
+        for _ in range(20):
+            sys.stderr.buffer.write(b"x\x1b" * 40 + b"\n" + b"y" * 999_919)
+        sys.stderr.buffer.flush()
+        send(id=request["id"], result=result(request))
+
+    serve(flood)
+
+
+def answers_twice() -> None:
+    """Answers each call twice, differently."""
+
+    def twice(request: dict[str, Any]) -> None:
+        send(id=request["id"], result=result(request, "first"))
+        send(id=request["id"], result=result(request, "second"))
+
+    serve(twice)
+
+
+def wrong_ids() -> None:
+    """Answers requests that nobody made, with ids of every kind, before the right answer."""
+
+    def wrong(request: dict[str, Any]) -> None:
+        id = request["id"]
+        for other in (id + 1, id + 1000, -id, str(id), float(id), None, [id], {"id": id}, True):
+            send(id=other, result=result(request, "wrong"))
+        write(b'{"jsonrpc":"2.0","id":%b,"result":{}}\n' % (b"9" * 5000))
+        write(b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%b}}\n' % (b"9" * 5000))
+        send(id=id, result=result(request, "right"))
+
+    serve(wrong)
+
+
+def only_wrong_id() -> None:
+    """Answers another request than the one it was asked."""
+    serve(lambda request: send(id=request["id"] + 1, result=result(request, "stolen")))
+
+
+def dies_mid_call() -> None:
+    """Is killed while it works on a call."""
+    serve(lambda request: os.kill(os.getpid(), signal.SIGSEGV))
+
+
+def asks_questions() -> None:
+    """Asks the client things it was never offered, and waits for each answer."""
+
+    def ask(request: dict[str, Any]) -> None:
+        answers = []
+        questions = ("sampling/createMessage", "roots/list", "elicitation/create", "ping", "tools/call", "x/y")
+        for number, method in enumerate(questions):
+            send(id=f"q{number}", method=method, params={})
+            answer = read()
+            while answer is not None and answer.get("id") != f"q{number}":
+                answer = read()
+            answers.append("result" if answer and "result" in answer else (answer or {}).get("error", {}).get("code"))
+        send(id=request["id"], result=result(request, json.dumps(answers)))
+
+    serve(ask)
+
+
+def wrong_revision() -> None:
+    """Speaks a revision nobody knows."""
+    request = read()
+    assert request is not None
+    send(id=request["id"], result={**result(request), "protocolVersion": "1999-01-01"})
+    serve()
+
+
+def bad_initialize() -> None:
+    """Answers initialize with something else."""
+    request = read()
+    assert request is not None
+    send(id=request["id"], result=["surprise"])
+    serve()
+
+
+def refuses_initialize() -> None:
+    """Answers initialize with an error."""
+    request = read()
+    assert request is not None
+    send(id=request["id"], error={"code": -32000, "message": "no licence"})
+    serve()
+
+
+def closes_stdout() -> None:
+    """Closes its stdout at a call but goes on living, and ignores being asked to leave."""
+
+    def close(request: dict[str, Any]) -> None:
+        os.close(1)
+        while sys.stdin.readline():
+            pass
+        threading.Event().wait()
+
+    serve(close)
+
+
+def ignores_sigterm() -> None:
+    """Neither the end of stdin nor SIGTERM makes it go."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve()
+    threading.Event().wait()
+
+
+def forks_a_child() -> None:
+    """Starts a child that ignores SIGTERM, keeps the pipes open and outlives its parent."""
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        threading.Event().wait()
+    serve()
+
+
+def forks_and_crashes() -> None:
+    """Dies at a call and leaves a child behind that holds the pipes open."""
+
+    def die(request: dict[str, Any]) -> None:
+        if os.fork() == 0:
+            threading.Event().wait()
+        os._exit(5)
+
+    serve(die)
+
+
+def bad_items() -> None:
+    """Lists tools of which only one is any good."""
+
+    def listed(request: dict[str, Any]) -> dict[str, Any]:
+        good = {"name": "poke", "inputSchema": {"type": "object"}}
+        bad: list[Any] = [1, None, "x", [], {}, {"name": 5}, {"name": ""}, {"name": None}, good, {"title": "no name"}]
+        return {"tools": [*bad, {"name": "poke", "description": "again"}]}
+
+    while (request := read()) is not None:
+        if "id" in request:
+            send(id=request["id"], result=listed(request) if request["method"] == "tools/list" else result(request))
+
+
+def endless_pages() -> None:
+    """Never comes to the end of its list."""
+    number = 0
+    while (request := read()) is not None:
+        if request.get("method") == "tools/list":
+            number += 1
+            tools = [{"name": f"t{number}", "inputSchema": {"type": "object"}}]
+            send(id=request["id"], result={"tools": tools, "nextCursor": "again"})
+        elif "id" in request:
+            send(id=request["id"], result=result(request))
+
+
+def too_many_items() -> None:
+    """Lists 20,000 tools on one page."""
+    while (request := read()) is not None:
+        if request.get("method") == "tools/list":
+            send(id=request["id"], result={"tools": [{"name": f"t{n}", "inputSchema": {}} for n in range(20_000)]})
+        elif "id" in request:
+            send(id=request["id"], result=result(request))
+
+
+def progress_of_others() -> None:
+    """Sends progress for calls that are not its own to report on."""
+
+    def report(request: dict[str, Any]) -> None:
+        for token in (request["id"] - 1, request["id"] + 1, 0, -1, str(request["id"]), None, [], {}):
+            send(method="notifications/progress", params={"progressToken": token, "progress": 1})
+        send(method="notifications/progress", params={"progress": 1})
+        send(method="notifications/progress", params=[request["id"]])
+        send(id=request["id"], result=result(request))
+
+    serve(report)
+
+
+def pings_and_never_reads() -> None:
+    """Once called, sends pings without end and reads none of the answers."""
+
+    def flood(request: dict[str, Any]) -> None:
+        ping = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}\n' % (b"p" * 10_000)
+        for _ in range(10_000):
+            write(ping)
+        send(id=request["id"], result=result(request, "flooded"))
+        threading.Event().wait()
+
+    serve(flood)
+
+
+def breaks_its_next_list() -> None:
+    """Lists well once; at a call it announces a change, and the new list is a bomb: nested as deep as decoders take."""
+    listed = 0
+    while (request := read()) is not None:
+        if request.get("method") == "tools/list":
+            listed += 1
+            if listed == 1:
+                send(id=request["id"], result=result(request))
+            else:
+                depth = 900 + listed
+                bomb = b'{"name":"bomb","x":%b1%b}' % (b"[" * depth, b"]" * depth)
+                write(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b]}}\n' % (request["id"], bomb))
+        elif "id" in request:
+            if request["method"] == "tools/call":
+                send(method="notifications/tools/list_changed")
+            send(id=request["id"], result=result(request))
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
