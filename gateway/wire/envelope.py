@@ -18,6 +18,10 @@ REQUEST_CANCELLED: Final = -32800
 """Not in the MCP specification; what deployed SDKs answer on a stream whose request was cancelled."""
 RESOURCE_NOT_FOUND: Final = -32002
 """MCP 2025-11-25, server/resources, "Error Handling"."""
+HEADER_MISMATCH: Final = -32020
+"""MCP 2026-07-28: a header does not repeat the body."""
+MISSING_CAPABILITY: Final = -32021
+"""MCP 2026-07-28: the client did not declare a capability the request needs."""
 UNSUPPORTED_PROTOCOL_VERSION: Final = -32022
 """MCP 2026-07-28; the error's data carries `supported` and `requested`."""
 
@@ -173,9 +177,12 @@ def raw(payload: object) -> Raw:
 
 
 def one_line(payload: bytes) -> bytes:
-    """The same JSON without line breaks, as newline-delimited framing and SSE need it."""
+    """The same JSON without line breaks, as newline-delimited framing and SSE need it.
+
+    Between JSON tokens a space is as good as a line break, and within a string there can be none (RFC 8259, section 7).
+    """
     if b"\n" in payload or b"\r" in payload:
-        return msgspec.json.format(payload, indent=-1)
+        return payload.replace(b"\n", b" ").replace(b"\r", b" ")
     return payload
 
 

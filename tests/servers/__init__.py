@@ -23,6 +23,8 @@ from gateway.wire.channel import Channel, Receiver
 
 HERE = Path(__file__).parent
 MARK = "LOCKGATE_TEST_MARK"
+LOCAL: Mapping[str, str] = {"ecosystem": "pypi", "name": "local", "version": "1.0"}
+"""A package that is never installed: `LocalRuntime` runs a script of this folder instead."""
 DEADLINE_S = 20.0
 """For anything that takes milliseconds on an idle machine."""
 
@@ -80,12 +82,11 @@ class LocalGateway(Gateway):
 
 def entry(id: str, *command: str, **limits: float) -> Entry:
     """A catalog entry for `LocalRuntime`: `entry("a", "hostile", "answers_twice", idle_s=1.0)`."""
-    package = Package(ecosystem="pypi", name="local", version="1.0")
     return Entry(
         id=id,
         title=id,
         description="A test server.",
-        package=package,
+        package=Package.model_validate(LOCAL),
         command=command or ("friendly",),
         limits=Limits.model_validate({"start_timeout_s": DEADLINE_S, "call_timeout_s": DEADLINE_S} | limits),
     )
@@ -101,10 +102,8 @@ def write_catalog(
     limits = {"start_timeout_s": DEADLINE_S, "call_timeout_s": DEADLINE_S}
     full: dict[str, Any] = {}
     for id, server in servers.items():
-        if not isinstance(server, Mapping):
-            package = {"ecosystem": "pypi", "name": "local", "version": "1.0"}
-            server = {"package": package, "command": list(server)}
-        full[id] = {"title": id, "description": "A test server.", "limits": limits, **server}
+        ways = server if isinstance(server, Mapping) else {"package": LOCAL, "command": list(server)}
+        full[id] = {"title": id, "description": "A test server.", "limits": limits, **ways}
     named = {
         name: {"title": name, **(profile if isinstance(profile, Mapping) else {"servers": list(profile)})}
         for name, profile in (profiles or {"all": list(servers)}).items()

@@ -57,13 +57,22 @@ class Behaviour:
             case "prompts/get":
                 text = f"Greet {params.get('arguments', {}).get('name', 'nobody')} ({params['name']})"
                 link = {"type": "resource_link", "uri": "memo://one", "name": "one"}
-                messages = [{"role": "user", "content": {"type": "text", "text": text}}, {"role": "user", "content": link}]
+                messages = [
+                    {"role": "user", "content": {"type": "text", "text": text}},
+                    {"role": "user", "content": link},
+                ]
                 answer({"messages": messages})
             case "resources/read":
                 if params["uri"] == "memo://gone":
                     refuse(-32002, "Resource not found", data={"uri": params["uri"]})
                 else:
-                    answer({"contents": [{"uri": params["uri"], "mimeType": "text/plain", "text": f"memo {params['uri']}"}]})
+                    answer(
+                        {
+                            "contents": [
+                                {"uri": params["uri"], "mimeType": "text/plain", "text": f"memo {params['uri']}"}
+                            ]
+                        }
+                    )
             case "completion/complete":
                 values = [f"{params['ref'].get('name') or params['ref'].get('uri')}:{params['argument']['value']}"]
                 answer({"completion": {"values": values, "total": 1, "hasMore": False}})

@@ -66,7 +66,7 @@ def hangs_silently() -> None:
 def makes_noise() -> None:
     """Prints lines that are no messages before and between its messages."""
     write(b"Welcome to my server!\n\n{oops\n[1,2\n\x1b[31mred\x1b[0m\n")
-    serve(on_each=lambda request: write(b"debug: got a request\nnull\n42\n\"text\"\n[]\n{}\n"))
+    serve(on_each=lambda request: write(b'debug: got a request\nnull\n42\n"text"\n[]\n{}\n'))
 
 
 def partial_line_at_end() -> None:
