@@ -1,0 +1,99 @@
+"""What is made of samples: medians over rounds, ratios within rounds, the table and the summary line.
+
+Knows no servers and no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+
+import msgspec
+
+from benchmarks.load import Sample
+
+
+class Side(msgspec.Struct):
+    """One way to call, medians over the rounds. CPU is milliseconds per call."""
+
+    calls_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    load_cpu_ms: float
+    gateway_cpu_ms: float | None
+    server_cpu_ms: float | None
+
+
+class Cell(msgspec.Struct):
+    """One server with so many callers. Ratio and difference are taken within each round, then their median:
+    what disturbs the machine for longer than a round then disturbs both sides alike."""
+
+    callers: int
+    direct: Side
+    through: Side
+    calls_per_s_ratio: float
+    """Through the gateway to direct."""
+    p50_ratio: float
+    added_p50_ms: float
+
+
+def cell_of(callers: int, rounds: Sequence[tuple[Sample, Sample]]) -> Cell:
+    """The rounds of (direct, through the gateway)."""
+    return Cell(
+        callers,
+        _side([direct for direct, _ in rounds]),
+        _side([through for _, through in rounds]),
+        median(through.calls_per_s / direct.calls_per_s for direct, through in rounds),
+        median(through.p50_ms / direct.p50_ms for direct, through in rounds),
+        median(through.p50_ms - direct.p50_ms for direct, through in rounds),
+    )
+
+
+def _side(samples: Sequence[Sample]) -> Side:
+    def optional(of: Callable[[Sample], float | None]) -> float | None:
+        known = [value for sample in samples if (value := of(sample)) is not None]
+        return median(known) if known else None
+
+    return Side(
+        median(sample.calls_per_s for sample in samples),
+        median(sample.p50_ms for sample in samples),
+        median(sample.p95_ms for sample in samples),
+        median(sample.p99_ms for sample in samples),
+        median(sample.load_cpu_ms for sample in samples),
+        optional(lambda sample: sample.gateway_cpu_ms),
+        optional(lambda sample: sample.server_cpu_ms),
+    )
+
+
+HEAD = (
+    "callers        calls/s: direct  gateway  ratio    p50 ms: direct  gateway  added    "
+    "p95: direct  gateway    p99: direct  gateway    CPU ms/call: gateway  server"
+)
+
+
+def table(title: str, cells: Iterable[Cell]) -> str:
+    lines = [title, HEAD]
+    for cell in cells:
+        d, t = cell.direct, cell.through
+        cpu = " ".join("     -" if v is None else f"{v:6.3f}" for v in (t.gateway_cpu_ms, t.server_cpu_ms))
+        lines.append(
+            f"{cell.callers:7d} {d.calls_per_s:22.0f} {t.calls_per_s:8.0f} {cell.calls_per_s_ratio:6.2f} "
+            f"{d.p50_ms:17.3f} {t.p50_ms:8.3f} {cell.added_p50_ms:6.3f} "
+            f"{d.p95_ms:14.3f} {t.p95_ms:8.3f} {d.p99_ms:14.3f} {t.p99_ms:8.3f} {cpu:>28}"
+        )
+    return "\n".join(lines)
+
+
+def summary(cells: Mapping[str, Mapping[int, Cell]]) -> str:
+    """The one line that goals are set on; n/a where this machine could not run the server."""
+
+    def figure(subject: str, callers: Sequence[int], form: str, of: Callable[[Cell], float]) -> str:
+        found = [of(cells[subject][n]) for n in callers if n in cells.get(subject, {})]
+        return format(max(found), form) if found else "n/a"
+
+    return (
+        f"relay: c16={figure('sdk', [16], '.2f', lambda cell: cell.calls_per_s_ratio)}"
+        f" c1_added_ms={figure('sdk', [1], '.3f', lambda cell: cell.added_p50_ms)}"
+        f" attach={figure('container', [1], '.2f', lambda cell: cell.p50_ratio)}"
+        f" process_cps={figure('process', [16, 64], '.0f', lambda cell: cell.through.calls_per_s)}"
+    )

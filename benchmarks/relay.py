@@ -1,0 +1,142 @@
+"""The relay benchmark: calls through the gateway against the same calls to the same server without it.
+
+Knows in which order what is compared; how to start, call and count is in the modules beside it.
+
+    python benchmarks/relay.py [--quick]
+
+Writes benchmarks/results/relay.json; the last line printed is the summary. docs/benchmarks.md explains the figures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.figures import Cell, cell_of, summary, table
+from benchmarks.gateways import ROOT
+from benchmarks.load import Order, Sample
+from benchmarks.subjects import Subject, subjects
+
+RESULTS: Final = ROOT / "benchmarks" / "results" / "relay.json"
+CALLERS: Final = (1, 16, 64)
+LOAD_STOP_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: rounds of one sample each way, for every server and number of callers."""
+
+    rounds: int
+    seconds: float
+    warm_up_s: float
+
+
+FULL: Final = Plan(rounds=5, seconds=0.45, warm_up_s=0.1)
+QUICK: Final = Plan(rounds=3, seconds=0.2, warm_up_s=0.06)
+
+
+class Load:
+    """The load generator's process."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("load.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        return self
+
+    def take(self, order: Order) -> Sample:
+        """One sample; the load generator bounds its own time, and ends when an answer is wrong."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"relay: no sample of {order.tool} at {order.url or order.argv or order.container}")
+        return msgspec.json.decode(line, type=Sample)
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(LOAD_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def measure(load: Load, found: Sequence[Subject], plan: Plan) -> dict[str, dict[int, Cell]]:
+    """All rounds. The two ways follow each other at once and take turns in going first."""
+    samples: dict[tuple[str, int], list[tuple[Sample, Sample]]] = {}
+    for number in range(plan.rounds):
+        for subject in found:
+            for callers in CALLERS:
+                direct, through = (
+                    msgspec.structs.replace(order, callers=callers, seconds=plan.seconds, warm_up_s=plan.warm_up_s)
+                    for order in (subject.direct, subject.through)
+                )
+                if number % 2:
+                    second, first = load.take(through), load.take(direct)
+                else:
+                    first, second = load.take(direct), load.take(through)
+                samples.setdefault((subject.name, callers), []).append((first, second))
+        print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
+    return {
+        subject.name: {callers: cell_of(callers, samples[subject.name, callers]) for callers in CALLERS}
+        for subject in found
+    }
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    packages = ("mcp", "uvicorn", "uvloop", "httptools", "msgspec")
+    return {
+        "cpus": str(os.cpu_count()),
+        "load_average": f"{os.getloadavg()[0]:.1f}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in packages}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Calls through the gateway against direct calls to the same server.")
+    parser.add_argument("--quick", action="store_true", help="about 30 seconds in place of two minutes")
+    plan = QUICK if parser.parse_args().quick else FULL
+    began = time.monotonic()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-benchmark-"))
+        found = list(subjects(stack, Path(folder)))
+        cells = measure(stack.enter_context(Load()), found, plan)
+        about = machine()
+    for subject in found:
+        print(f"\n{table(subject.title, cells[subject.name].values())}")
+    line = summary(cells)
+    RESULTS.parent.mkdir(exist_ok=True)
+    report = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "took_s": round(time.monotonic() - began, 1),
+        "plan": vars(plan),
+        "machine": about,
+        "summary": line,
+        "cells": {name: list(by_callers.values()) for name, by_callers in cells.items()},
+    }
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    print(f"\n{report['took_s']} s, written to {RESULTS.relative_to(ROOT)}\n{line}")
+
+
+if __name__ == "__main__":
+    main()
