@@ -62,7 +62,7 @@ class LineSplitter:
         """Yield each finished line, without line break, skipping empty ones.
 
         Raises:
-            LineTooLong: the unfinished line passed the limit.
+            LineTooLong: a line passed the limit; those before it were yielded.
         """
         head, *rest = data.split(b"\n")
         self._tail.append(head)
@@ -76,6 +76,8 @@ class LineSplitter:
         self._tail = [tail] if tail else []
         self._tail_bytes = len(tail)
         for line in rest:
+            if len(line) > self._limit:
+                raise LineTooLong
             stripped = line.strip()
             if stripped:
                 yield stripped

@@ -24,11 +24,15 @@ class EventTooLarge(Exception):
 
 
 class EventReader:
-    """Incremental parser; feed it bytes cut anywhere."""
+    """Incremental parser; feed it bytes cut anywhere. Its work is linear in the bytes, whatever the cuts."""
 
     def __init__(self, limit: int = MAX_EVENT_BYTES) -> None:
         self._limit = limit
-        self._buffer = b""
+        self._tail: list[bytes] = []
+        """The unfinished line."""
+        self._tail_bytes = 0
+        self._after_cr = False
+        self._at_start = True
         self._data: list[bytes] = []
         self._size = 0
         self._name = b""
@@ -36,38 +40,48 @@ class EventReader:
         self._retry_ms: int | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield finished events, also those with empty data if they carry an id.
+        """Yield finished events, also those with empty data if they carry an id or a reconnection time.
 
         Raises:
             EventTooLarge: unfinished event or line over the limit.
         """
-        buffer = self._buffer + chunk
-        # A CR at the very end may be half of a CRLF: keep it for the next chunk.
-        held = b"\r" if buffer.endswith(b"\r") else b""
-        if held:
-            buffer = buffer[:-1]
-        if b"\r" in buffer:
-            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = buffer.split(b"\n")
-        self._buffer = rest + held
-        if len(rest) + self._size > self._limit:
-            raise EventTooLarge
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]  # the other half of a CRLF
+            self._after_cr = False
+        if not chunk:
+            return
+        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        head, *lines = chunk.split(b"\n")
+        self._tail.append(head)
+        self._tail_bytes += len(head)
+        if lines:
+            lines.insert(0, b"".join(self._tail))
+            rest = lines.pop()
+            self._tail, self._tail_bytes = [rest], len(rest)
         for line in lines:
+            if self._size + len(line) > self._limit:
+                raise EventTooLarge
             if line:
                 self._line(line)
-                if self._size > self._limit:
-                    raise EventTooLarge
-            elif self._data or self._id is not None:
+                continue
+            if self._data or self._id is not None or self._retry_ms is not None:
                 yield Event(b"\n".join(self._data), self._name, self._id, self._retry_ms)
-                self._data, self._size, self._name, self._id, self._retry_ms = [], 0, b"", None, None
+            self._data, self._size, self._name, self._id, self._retry_ms = [], 0, b"", None, None
+        if self._size + self._tail_bytes > self._limit:
+            raise EventTooLarge
 
     def _line(self, line: bytes) -> None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         match field:
             case b"data":
                 self._data.append(value)
-                self._size += len(value)
+                self._size += len(value) + 1
             case b"event":
                 self._name = value
             case b"id" if b"\0" not in value:
