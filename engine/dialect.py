@@ -90,8 +90,9 @@ def constraint(request: ChatRequest) -> tuple[str, str | None, str | None]:
 
 
 def _arguments(builder: GrammarBuilder, function: Function, index: int) -> str:
-    schema = function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
-    name = builder.add_schema({"type": "object", **schema}, f"t{index}")
+    # Arguments nobody declared cannot be known to the model: without properties the object stays empty.
+    schema = {"type": "object", "additionalProperties": False, **(function.parameters or {})}
+    name = builder.add_schema(schema, f"t{index}")
     return "object" if name == "value" else name
 
 

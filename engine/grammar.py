@@ -93,23 +93,12 @@ class _Conversion:
 
     def refuse_left_recursion(self) -> None:
         """Rules of bare alternatives must not lead back to themselves. Raises: _TooComplex."""
-        leads = {name: body.split(" | ") for name, body in self.rules.items() if '"' not in body}
-        is_done: set[str] = set()
-        for start in leads:
-            path: list[tuple[str, int]] = [(start, 0)]
-            on_path = {start}
-            while path:
-                name, position = path.pop()
-                following = [n for n in leads.get(name, ()) if n in leads and n not in is_done]
-                if position == len(following):
-                    is_done.add(name)
-                    on_path.discard(name)
-                    continue
-                path.append((name, position + 1))
-                if following[position] in on_path:
-                    raise _TooComplex
-                path.append((following[position], 0))
-                on_path.add(following[position])
+        leads = {name: set(body.split(" | ")) for name, body in self.rules.items() if '"' not in body}
+        while leads:
+            free = {name for name, following in leads.items() if not following & leads.keys()}
+            if not free:
+                raise _TooComplex
+            leads = {name: following for name, following in leads.items() if name not in free}
 
     def _typed(self, schema: Mapping[str, Any], depth: int, chain: tuple[str, ...]) -> str:
         kind = schema.get("type")

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ CNCF_WEIGHTS_TYPE: Final = "application/vnd.cncf.model.weight.v1.gguf"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_DOCUMENT_BYTES: Final = 4 << 20  # manifests, configs, templates: all are small
 _CHUNK_BYTES: Final = 1 << 20
+_TEMPORARY: Final = ".import-"
+_SWEEP_AGE_S: Final = 60.0  # of a temporary file: younger ones may not be locked yet
 _FICLONE: Final = 0x40049409  # linux/fs.h: share a file's blocks with another, copied on write
 _REF: Final = re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -272,6 +275,7 @@ class ModelStore:
             if size_bytes is not None and actual_bytes != size_bytes:
                 raise BadModelFile(f"{wanted} has {actual_bytes} bytes; {size_bytes} were promised")
             self._prepare()
+            self._sweep()
             with self._temporary() as temporary:
                 digest = _gather(parts, temporary, move=disposable and len(parts) == 1)
                 if sha256 is not None and digest != sha256.lower():
@@ -315,14 +319,15 @@ class ModelStore:
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
         """A fresh file among the blobs; what is not renamed away is deleted."""
-        handle, name = tempfile.mkstemp(prefix=".import-", dir=self._blobs)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=self._blobs)
         temporary = Path(name)
         try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # says that somebody is still writing it
             yield temporary
             _fsync(self._blobs)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -331,13 +336,21 @@ class ModelStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _sweep(self) -> None:
+        """Delete what killed imports left: old temporary files nobody holds a lock on."""
+        for left in self._blobs.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if time.time() - left.stat().st_mtime > _SWEEP_AGE_S:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+
     def _drop_unreferenced(self, entries: Sequence[_Descriptor]) -> None:
-        used = {".lock"}
+        used: set[str] = set()
         for entry in entries:
             manifest = self._manifest(entry)
             used |= {self._blob(d.digest).name for d in (entry, manifest.config, *manifest.layers)}
         for blob in self._blobs.iterdir():
-            if not blob.name.startswith(".import-") and blob.name not in used:
+            if not blob.name.startswith(_TEMPORARY) and blob.name not in used:
                 blob.unlink(missing_ok=True)
 
 
