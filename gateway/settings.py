@@ -16,6 +16,8 @@ from gateway.errors import SettingsError
 RuntimeChoice = Literal["auto", "docker", "process"]
 PREFIX: Final = "LOCKGATE_"
 DEFAULT_PORT: Final = 8811
+MIN_CONTEXT_TOKENS: Final = 512
+"""Less does not hold one tool and one question."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,26 @@ class Settings:
         """The same settings, if they may be used.
 
         Raises:
-            SettingsError: listening beyond this machine, which needs sign-in, or a value out of range.
+            SettingsError: listening beyond this machine, which needs sign-in, or values out of range, all at once.
         """
+        problems = []
         try:
             loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             loopback = False
         if not loopback:
-            raise SettingsError(
+            problems.append(
                 f"{PREFIX}HOST={self.host}: callers are not asked to sign in, so the gateway listens on loopback only; "
                 "use 127.0.0.1 or ::1"
             )
         if not 0 <= self.port <= 65535:
-            raise SettingsError(f"{PREFIX}PORT={self.port}: a port is between 0 and 65535")
-        if self.page_size < 1 or self.context_tokens < 512:
-            raise SettingsError(f"{PREFIX}PAGE_SIZE must be at least 1 and {PREFIX}CONTEXT_TOKENS at least 512")
+            problems.append(f"{PREFIX}PORT={self.port}: a port is between 0 and 65535")
+        if self.page_size < 1:
+            problems.append(f"{PREFIX}PAGE_SIZE={self.page_size}: a page holds at least 1 item")
+        if self.context_tokens < MIN_CONTEXT_TOKENS:
+            problems.append(f"{PREFIX}CONTEXT_TOKENS={self.context_tokens}: must be at least {MIN_CONTEXT_TOKENS}")
+        if problems:
+            raise SettingsError("\n".join(problems))
         return self
 
 
