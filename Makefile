@@ -1,0 +1,34 @@
+# The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench-relay lock clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Set up what is missing and start Lockgate
+	@.ci/bootstrap
+	@.venv/bin/lockgate serve $(ARGS)
+
+test: ## Lint, check types and run all tests, with a Docker Engine where one can be had
+	@.ci/bootstrap --dev
+	@.ci/engine
+	@.ci/parts
+	@.ci/check
+	@.ci/with-node .venv/bin/pytest $(ARGS)
+
+lint: ## Check format, lint and types only
+	@.ci/bootstrap --dev
+	@.ci/check
+
+bench-relay: ## Measure what the gateway adds to a call
+	@.ci/bootstrap --dev
+	@.ci/parts
+	@.ci/with-node .venv/bin/python benchmarks/relay.py $(ARGS)
+
+lock: ## Write the lock files anew from pyproject.toml (UPGRADE=1 takes newer versions)
+	@.ci/lock
+
+clean: ## Remove .venv and what tools left behind; the cache folder stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
