@@ -181,6 +181,7 @@ class Entry(Part):
     secrets: Annotated[tuple[Secret, ...], Field(max_length=32)] = ()
     volumes: Annotated[tuple[Volume, ...], Field(max_length=16)] = ()
     network: Network = "none"
+    interactive: bool = False
     limits: Limits = Limits()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(_distinct("the category"))] = ()
     license: Annotated[Line, StringConstraints(max_length=80)] | None = None

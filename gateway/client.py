@@ -19,7 +19,7 @@ from gateway.runtimes.remote import HttpChannel
 from gateway.serverlog import ServerLog
 from gateway.serving import Running, find_running, served
 from gateway.settings import Settings
-from gateway.upstream import Notice, Upstream
+from gateway.upstream import Notice, Reply, Upstream
 from gateway.wire import envelope
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
 from gateway.wire.sse import EventReader
@@ -62,8 +62,8 @@ class GatewayClient:
             members["_meta"] = Raw(b'{"progressToken":1}')
         call = await self._upstream.start("tools/call", members)
         try:
-            while isinstance(item := await call.next(), Notice):
-                if on_progress is not None:
+            while not isinstance(item := await call.next(), Reply):
+                if isinstance(item, Notice) and on_progress is not None:
                     await on_progress(item)
         finally:
             self._upstream.cancel(call, "the user stopped it")

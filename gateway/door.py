@@ -16,13 +16,14 @@ import anyio
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import audit, errors, names, surface
+from gateway import audit, bridge, errors, names, surface
 from gateway.audit import Audit, Record
+from gateway.bridge import InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
-from gateway.pool import Pool
+from gateway.pool import Lease, Pool
 from gateway.surface import Surface, Target
-from gateway.upstream import Notice, Reply
-from gateway.wire import envelope
+from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
+from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
 from policies import Action, PolicyEngine, Principal, Request
 
@@ -34,22 +35,33 @@ LEARN_TIMEOUT_S: Final = 45.0
 MAX_SURFACES: Final = 256
 MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
+UPDATED: Final = "notifications/resources/updated"
 LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
 
 
 class Caller:
-    """Whoever is on the other side: one session of one principal in one profile."""
+    """Whoever is on the other side: one session or request of one principal in one profile."""
 
     def __init__(self, principal: Principal, profile: Profile, client: str = "") -> None:
         self.principal = principal
         self.profile = profile
         self.client = client
+        self.capabilities: Fields = {}
+        """What this client declared it can answer."""
         self.log_level = ""
         self.servers: set[str] = set()
         """Servers this caller has called: whose log messages it may see."""
 
-    def deliver(self, message: bytes) -> None:
+    def deliver(self, method: str, params: bytes) -> None:
         """A notification that belongs to no call of this caller; a caller without a place for it drops it."""
+
+    def lease(self) -> Lease | None:
+        """The connections of its own this caller needs to a server that may ask it questions; None if it answers
+        none."""
+        return None
+
+    def facts(self) -> CallerFacts:
+        return CallerFacts(envelope.raw(self.capabilities), self.log_level)
 
 
 class _Route(NamedTuple):
@@ -79,6 +91,9 @@ class Door:
         self._pool: Pool | None = None
         self._surfaces: OrderedDict[tuple[object, ...], Surface] = OrderedDict()
         self._callers: weakref.WeakSet[Caller] = weakref.WeakSet()
+        self._subscribers: dict[tuple[str, str], set[Caller]] = {}
+        self._seal = Seal()
+        self._parking = Parking(self._withdraw)
 
     def serve(self, pool: Pool) -> None:
         self._pool = pool
@@ -94,12 +109,62 @@ class Door:
         self._callers.add(caller)
 
     def leave(self, caller: Caller) -> None:
+        """The caller is gone: its subscriptions and its own connections end."""
         self._callers.discard(caller)
+        for key in [key for key, callers in self._subscribers.items() if caller in callers]:
+            self._unsubscribe_soon(caller, key)
+        lease = caller.lease()
+        if lease is not None and not lease.exclusive:
+            self.pool.release(lease.owner)
+
+    # -- subscriptions -----------------------------------------------------------------------
+
+    async def subscribe(self, caller: Caller, uri: str) -> None:
+        """Let the caller hear of changes of one resource; the server is asked once, however many callers want it.
+
+        Raises:
+            UnknownName: no such resource for this caller.
+            UpstreamError: the server cannot be asked, or refuses.
+        """
+        target = self._readable(caller, uri)
+        callers = self._subscribers.setdefault((target.server, target.item), set())
+        callers.add(caller)
+        try:
+            upstream = await self._connect(caller, target.server)
+            if target.item not in upstream.subscribed:
+                await upstream.subscribe(target.item)
+        except BaseException:
+            callers.discard(caller)
+            raise
+
+    async def unsubscribe(self, caller: Caller, uri: str) -> None:
+        """The reverse of `subscribe`; unknown subscriptions are no error."""
+        target = self._readable(caller, uri)
+        self._unsubscribe_soon(caller, (target.server, target.item))
+
+    def _readable(self, caller: Caller, uri: str) -> Target:
+        target = self.surface(caller).resource(uri)
+        asked = Request(caller.principal, "read", caller.profile.name, target.server, target.item)
+        if not self._policy.decide(asked).allowed:
+            raise errors.UnknownName(f"Resource not found: {uri[:256]}")
+        return target
+
+    def _unsubscribe_soon(self, caller: Caller, key: tuple[str, str]) -> None:
+        callers = self._subscribers.get(key)
+        if callers is None:
+            return
+        callers.discard(caller)
+        if not callers:
+            del self._subscribers[key]
+            self.pool.unsubscribe_soon(*key)
 
     # -- the one function --------------------------------------------------------------------
 
-    async def call(self, caller: Caller, method: str, params: bytes, notify: Notify) -> Reply:
-        """Carry one call to its reply; progress goes to `notify` as it comes. Cancelling withdraws the call upstream.
+    async def call(
+        self, caller: Caller, method: str, params: bytes, notify: Notify, resume: Resume | None = None
+    ) -> Reply | InputRequired:
+        """Carry one call to its reply, or to the questions it waits for; progress goes to `notify` as it comes.
+        Cancelling withdraws the call upstream. `resume` continues a call whose questions the era has asked itself.
 
         Raises:
             UnknownName, WireError: the request is at fault.
@@ -117,7 +182,7 @@ class Door:
             name="",
         )
         try:
-            return await self._admit(caller, method, params, notify, record)
+            return await self._admit(caller, method, params, notify, record, resume)
         except errors.UnknownName:
             record.outcome = "unknown"
             raise
@@ -131,7 +196,9 @@ class Door:
             record.ms = round((time.perf_counter() - started) * 1000, 3)
             self._audit.write(record)
 
-    async def _admit(self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record) -> Reply:
+    async def _admit(
+        self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record, resume: Resume | None
+    ) -> Reply | InputRequired:
         route = ROUTES[method]
         members = envelope.fields(params)
         view, target = await self._find(caller, route, members, record)
@@ -152,15 +219,113 @@ class Door:
         if not decision.allowed:
             record.outcome = "denied"
             return denied(route, decision.reason)
-        upstream = await self.pool.connection(target.server)
+        ticket = _ticket(caller, method, target, record.arguments)
+        resume = resume or self._unsealed(members, ticket)
         caller.servers.add(target.server)
-        call = await upstream.start(method, members)
+        if resume is not None and isinstance(resume.continuation, Parked):
+            parked = resume.continuation
+            try:
+                parked.answer(resume.answers)
+            except WireError:
+                self._withdraw(parked)
+                raise
+            if parked.questions:
+                record.outcome = "input_required"
+                return InputRequired(parked.requests(), parked, ticket)
+            upstream, call = parked.upstream, parked.call
+            upstream.resume_timer(call)
+        else:
+            upstream = await self._connect(caller, target.server)
+            call = await self._begin(upstream, method, members, caller, resume)
+        outcome = await self._follow(upstream, call, notify, ticket)
+        if isinstance(outcome, Reply):
+            outcome = _checked(view, target, method, outcome, record, ticket)
+        if isinstance(outcome, InputRequired):
+            record.outcome = "input_required"
+        return outcome
+
+    async def _begin(
+        self, upstream: Upstream, method: str, members: Fields, caller: Caller, resume: Resume | None
+    ) -> Call:
+        if resume is not None:
+            members["inputResponses"] = envelope.raw(resume.answers)
+            if isinstance(resume.continuation, Retry) and resume.continuation.state is not None:
+                members["requestState"] = resume.continuation.state
         try:
-            while isinstance(item := await call.next(), Notice):
-                await notify(item)
+            return await upstream.start(method, members, caller=caller.facts())
+        except BaseException:
+            self.pool.free(upstream)
+            raise
+
+    async def _follow(self, upstream: Upstream, call: Call, notify: Notify, ticket: Ticket) -> Reply | InputRequired:
+        """Read a call to its reply or to its next questions. Only a call that waits for answers stays open."""
+        kept = False
+        try:
+            while not isinstance(item := await call.next(), Reply):
+                if isinstance(item, Notice):
+                    await notify(item)
+                    continue
+                questions = bridge.ask(await bridge.gather(call, item), {})
+                parked = Parked(upstream, call, questions)
+                upstream.pause_timer(call)
+                kept = True
+                return InputRequired(parked.requests(), parked, ticket)
+            return item
         finally:
-            upstream.cancel(call, "the caller withdrew the request")
-        return _checked(view, target, method, item, record)
+            if not kept:
+                upstream.cancel(call, "the caller withdrew the request")
+                self.pool.free(upstream)
+
+    async def _connect(self, caller: Caller, server: str) -> Upstream:
+        """The shared connection, or the caller's own where a legacy server may ask it questions."""
+        listing = self.pool.listing(server)
+        if self.pool.servers[server].entry.interactive and (listing is None or listing.era == "legacy"):
+            lease = caller.lease()
+            if lease is not None:
+                return await self.pool.connection(server, lease)
+        return await self.pool.connection(server)
+
+    def _unsealed(self, members: Fields, like: Ticket) -> Resume | None:
+        """The call that a modern client continues, taken out of the request; None for a new call.
+
+        Raises:
+            WireError: the state is forged, of another request, or too old.
+        """
+        raw_answers, raw_state = members.pop("inputResponses", None), members.pop("requestState", None)
+        answers = envelope.fields(raw_answers) if raw_answers is not None else {}
+        if raw_state is None:
+            # Without state there is nothing to continue; a modern server may still know what the answers are for.
+            return Resume(Retry(None), answers) if answers else None
+        ticket = self._seal.open(envelope.text(raw_state, "requestState"), like)
+        if not ticket.parked:
+            return Resume(Retry(Raw(ticket.state.encode()) if ticket.state else None), answers)
+        parked = self._parking.leave(ticket.parked)
+        if parked is None:
+            raise WireError(envelope.INVALID_PARAMS, "requestState is not valid: the call is over")
+        return Resume(parked, answers)
+
+    def sealed(self, required: InputRequired) -> str:
+        """The `requestState` for a client that keeps it; a parked call waits from now on.
+
+        Raises:
+            UpstreamUnavailable: too many calls wait already.
+        """
+        ticket = required.ticket
+        ticket.expires = time.time() + bridge.PARK_S
+        if isinstance(required.continuation, Parked):
+            ticket.parked = self._parking.enter(ticket.principal, required.continuation)
+        elif required.continuation.state is not None:
+            ticket.state = bytes(required.continuation.state).decode()
+        return self._seal.close(ticket)
+
+    def _withdraw(self, parked: Parked) -> None:
+        parked.upstream.cancel(parked.call, "nobody answered the server's question")
+        self.pool.free(parked.upstream)
+
+    def give_up(self, required: InputRequired) -> None:
+        """End a call whose questions nobody will answer."""
+        if isinstance(required.continuation, Parked):
+            self._withdraw(required.continuation)
 
     async def _find(self, caller: Caller, route: _Route, members: Fields, record: Record) -> tuple[Surface, Target]:
         """Resolve the name; if it belongs to a server that was never asked what it offers, ask that one first."""
@@ -209,6 +374,11 @@ class Door:
             # Its own tools are missing; the others are listed all the same. `server list` shows why.
             _log.warning("%s", exc)
 
+    def mirrored(self, target: Target) -> Mapping[headers.Path, tuple[str, str]]:
+        """The arguments of a tool that modern HTTP requests repeat in headers."""
+        listing = self.pool.listing(target.server)
+        return listing.mirrored.get(target.item, {}) if listing is not None else {}
+
     def surface(self, caller: Caller) -> Surface:
         """What this caller sees, rebuilt only when a listing or the policy changed."""
         profile = caller.profile
@@ -242,30 +412,57 @@ class Door:
         for caller in list(self._callers):
             if server in caller.profile.servers:
                 for name in sorted(lists):
-                    caller.deliver(envelope.notification(f"notifications/{name}/list_changed"))
+                    caller.deliver(f"notifications/{name}/list_changed", b"")
 
-    def server_notified(self, server: str, method: str, params: bytes) -> None:
-        """Log messages go to those who called the server, unless callers of several principals did: a message cannot be
-        tied to the call that caused it, and must not show one principal what another does."""
-        if method != "notifications/message":
-            return
-        hearers = [caller for caller in self._callers if server in caller.servers]
-        if len({caller.principal for caller in hearers}) != 1:
-            return
+    def server_started(self, server: str, upstream: Upstream) -> None:
+        if not upstream.may_ask:
+            self.pool.resubscribe_soon(upstream, [uri for id, uri in self._subscribers if id == server])
+
+    def server_notified(self, upstream: Upstream, method: str, params: bytes) -> None:
+        if method == LOG:
+            self._log_message(upstream.server, params)
+        elif method == UPDATED:
+            self._resource_updated(upstream.server, params)
+
+    def _resource_updated(self, server: str, params: bytes) -> None:
         try:
-            level = envelope.text(envelope.fields(params).get("level", Raw(b'"info"')), "level")
+            members = envelope.fields(params)
+            uri = envelope.text(members.get("uri", envelope.ABSENT), "uri")
         except WireError:
             return
-        message = envelope.one_line(envelope.notification(method, params))
-        for caller in hearers:
-            if caller.log_level and _severity(level) >= _severity(caller.log_level):
-                caller.deliver(message)
+        members.pop("_meta", None)
+        for caller in list(self._subscribers.get((server, uri), ())):
+            plain = self.surface(caller).single is not None
+            members["uri"] = envelope.raw(uri if plain else names.wrap_uri(server, uri))
+            caller.deliver(UPDATED, envelope.encode(members))
+
+    def _log_message(self, server: str, params: bytes) -> None:
+        """Log messages go to those who called the server, unless callers of several principals did: a message cannot be
+        tied to the call that caused it, and must not show one principal what another does."""
+        hearers = [caller for caller in self._callers if server in caller.servers]
+        if len({caller.principal for caller in hearers}) == 1:
+            for caller in hearers:
+                if wants_log(caller, params):
+                    caller.deliver(LOG, params)
 
     def set_log_level(self, caller: Caller, level: str) -> None:
         """Set what one caller wants to hear; servers are told the most talkative level anybody asked for."""
         caller.log_level = level
         wanted = [other.log_level for other in self._callers if other.log_level]
         self.pool.set_log_level(min(wanted, key=_severity, default=level))
+
+
+def wants_log(caller: Caller, params: bytes) -> bool:
+    """Whether a log message is severe enough for what the caller asked to hear; nothing asked is nothing heard."""
+    try:
+        level = envelope.text(envelope.fields(params).get("level", Raw(b'"info"')), "level")
+    except WireError:
+        return False
+    return bool(caller.log_level) and _severity(level) >= _severity(caller.log_level)
+
+
+def _ticket(caller: Caller, method: str, target: Target, arguments: str) -> Ticket:
+    return Ticket(caller.principal.id, caller.profile.name, method, target.item, arguments, 0.0, target.server)
 
 
 def _severity(level: str) -> int:
@@ -290,12 +487,19 @@ def _resolve(view: Surface, route: _Route, members: Fields, record: Record) -> T
     return target
 
 
-def _checked(view: Surface, target: Target, method: str, reply: Reply, record: Record) -> Reply:
+def _checked(
+    view: Surface, target: Target, method: str, reply: Reply, record: Record, ticket: Ticket
+) -> Reply | InputRequired:
     """What a result must pass before the caller sees it; guards on content have their place here."""
     if reply.result is None:
         record.outcome = "error"
         return reply
-    record.outcome = "tool_error" if b'"isError":true' in reply.result[-64:] else "ok"
+    if b'"input_required"' in reply.result:
+        members = envelope.fields(reply.result)
+        if bytes(members.get("resultType", b"")) == b'"input_required"':
+            requests = envelope.fields(members.get("inputRequests", Raw(b"{}")))
+            return InputRequired(requests, Retry(members.get("requestState")), ticket)
+    record.outcome = "tool_error" if b'"isError":true' in reply.result else "ok"
     return Reply(surface.rewrite_uris(view, target.server, method, reply.result), None)
 
 

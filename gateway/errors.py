@@ -14,6 +14,7 @@ Knows no transport: the wire decides how each looks to a client.
     │   ├── UpstreamTimeout        no answer within the deadline
     │   ├── UpstreamCancelled      the caller withdrew the request
     │   └── UpstreamInvalid        it answered something that is not MCP
+    │       └── UpstreamRefused    it answered a request of the gateway's own with an error
     ├── ImageError             an image could be neither found, pulled nor built
     └── PackageError           a package could not be installed
 """
@@ -79,6 +80,14 @@ class UpstreamInvalid(UpstreamError):
     """The server answered something that is not MCP."""
 
     retry = "A retry is unlikely to help."
+
+
+class UpstreamRefused(UpstreamInvalid):
+    """The server answered a request of the gateway's own with an error; `code` is its JSON-RPC code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ImageError(GatewayError):

@@ -5,6 +5,7 @@ Knows files and raw items; not who may see them nor under which names."""
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,11 @@ from msgspec import Raw
 from catalog import Entry
 from gateway import errors
 from gateway.upstream import Upstream
-from gateway.wire import envelope
+from gateway.wire import envelope, headers
 from gateway.wire.envelope import WireError
+from gateway.wire.revisions import Era
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -27,7 +29,7 @@ class Item(msgspec.Struct, frozen=True):
     raw: Raw
 
 
-class Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True, dict=True):
     """Everything one server offers. `digest` is that of the catalog entry that ran."""
 
     digest: str
@@ -38,7 +40,13 @@ class Listing(msgspec.Struct, frozen=True):
     capabilities: dict[str, Raw] = {}
     instructions: str = ""
     server_info: Raw = Raw(b"{}")
+    era: Era = "legacy"
     format: int = FORMAT
+
+    @cached_property
+    def mirrored(self) -> dict[str, dict[headers.Path, tuple[str, str]]]:
+        """The arguments each tool wants repeated in HTTP headers, for the tools that want any."""
+        return {tool.key: found for tool in self.tools if (found := header_annotations(tool))}
 
     def differs(self, before: Listing | None) -> set[str]:
         """Which of tools, prompts and resources are not as before."""
@@ -99,6 +107,7 @@ async def learn(upstream: Upstream, entry: Entry) -> Listing:
         capabilities=facts.capabilities,
         instructions=facts.instructions,
         server_info=facts.server_info,
+        era=facts.era,
     )
 
 
@@ -113,8 +122,26 @@ def _valid(raw_items: list[Raw], kind: Kind, upstream: Upstream) -> tuple[Item, 
         if not key or key in found:
             upstream.log.write("gateway", f"{kind.method}: empty or repeated {kind.key} dropped")
             continue
-        found[key] = Item(key, Raw(envelope.one_line(bytes(raw))))
+        item = Item(key, Raw(envelope.one_line(bytes(raw))))
+        try:
+            if kind is TOOLS:
+                header_annotations(item)
+        except ValueError as exc:
+            upstream.log.write("gateway", f"tool {key} dropped: {exc}")
+            continue
+        found[key] = item
     return tuple(found.values())
+
+
+def header_annotations(tool: Item) -> dict[headers.Path, tuple[str, str]]:
+    """The `x-mcp-header` annotations of a tool's input schema.
+
+    Raises:
+        ValueError: one is where it must not be.
+    """
+    if headers.ANNOTATION.encode() not in bytes(tool.raw):
+        return {}
+    return headers.annotated(envelope.value(tool.raw).get("inputSchema"))
 
 
 class ListingStore:

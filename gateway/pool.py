@@ -6,21 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, Literal, Protocol
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Mapping
+from typing import Final, Literal, NamedTuple, Protocol
 
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
+from msgspec import Raw
 
 from catalog import Entry
 from gateway import errors
 from gateway.listings import Listing, ListingStore, learn
 from gateway.runtimes import Runtime
 from gateway.serverlog import ServerLog
-from gateway.upstream import Upstream
+from gateway.upstream import Reply, Upstream
 from gateway.wire import envelope
 from gateway.wire.channel import Channel
+from gateway.wire.revisions import Era
 
 _log: Final = logging.getLogger(__name__)
 
@@ -34,6 +36,11 @@ RELIST_PAUSE_S: Final = 0.05
 """Announced changes within this time are answered with one new listing."""
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
 
+SHARED: Final = "shared"
+MAX_LEASED: Final = 16
+"""Connections of one server to callers that it may ask questions; each is a container or process of its own."""
+RELISTEN_PAUSE_S: Final = 1.0
+
 State = Literal["idle", "preparing", "starting", "running", "failed"]
 
 
@@ -43,8 +50,33 @@ class Events(Protocol):
     def listing_changed(self, server: str, lists: Collection[str]) -> None:
         """The server offers something else than before, or says so; `lists` names tools, prompts or resources."""
 
-    def server_notified(self, server: str, method: str, params: bytes) -> None:
+    def server_started(self, server: str, upstream: Upstream) -> None:
+        """A connection is open: what was subscribed on an earlier one must be again."""
+
+    def server_notified(self, upstream: Upstream, method: str, params: bytes) -> None:
         """A notification that belongs to no call."""
+
+
+class Lease(NamedTuple):
+    """A connection of one's own. `owner` ends all its connections at once; `exclusive` ones serve one call at a
+    time."""
+
+    owner: Hashable
+    capabilities: Raw
+    exclusive: bool
+
+
+class Connection:
+    """One connection to a server, from the wish for it to its end. Mutated only by the pool."""
+
+    def __init__(self, key: Hashable, capabilities: Raw | None) -> None:
+        self.key = key
+        self.capabilities = capabilities
+        self.upstream: Upstream | None = None
+        self.starting: asyncio.Future[Upstream] | None = None
+        self.taken = False
+        """An exclusive lease holds it."""
+        self.stop = asyncio.Event()
 
 
 class Server:
@@ -57,14 +89,18 @@ class Server:
         self.runtime = ""
         self.error = ""
         self.listing: Listing | None = None
-        self.upstream: Upstream | None = None
-        self.starting: asyncio.Future[Upstream] | None = None
+        self.connections: dict[Hashable, Connection] = {}
         self.failures = 0
         self.retry_at = 0.0
         self.relisting = False
         self.announced: set[str] = set()
         """Lists the server says have changed since the last listing."""
-        self.stop = asyncio.Event()
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The shared connection if there is one, else any."""
+        live = [c.upstream for c in self.connections.values() if c.upstream is not None]
+        return next((u for u in live if not u.may_ask), live[0] if live else None)
 
 
 class Pool:
@@ -110,49 +146,96 @@ class Pool:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
 
-    async def connection(self, id: str) -> Upstream:
-        """The live connection, or a new one; concurrent callers share one start.
+    async def connection(self, id: str, lease: Lease | None = None) ->
+    Upstream:
+        """The live connection all callers share, or one's own under a lease; started if need be, with concurrent callers
+        sharing one start. An exclusive one must be given back with `free`.
 
         Raises:
             UpstreamUnavailable: it cannot be started; says why, and when the next attempt is allowed.
         """
         server = self._servers[id]
-        if server.upstream is not None and not server.upstream.ended.is_set() and not server.stop.is_set():
-            return server.upstream
-        return await asyncio.shield(self.start_soon(id))
+        wanted = self._wanted(server, lease)
+        if wanted.upstream is not None and not wanted.upstream.ended.is_set() and not wanted.stop.is_set():
+            return wanted.upstream
+        try:
+            return await asyncio.shield(self._start_soon(server, wanted))
+        except BaseException:
+            wanted.taken = False
+            raise
+
+    def _wanted(self, server: Server, lease: Lease | None) -> Connection:
+        """The connection to use: synchronous, so that two callers cannot both take the last free one."""
+        if lease is None:
+            return server.connections.setdefault(SHARED, Connection(SHARED, None))
+        for number in range(MAX_LEASED if lease.exclusive else 1):
+            key = (lease.owner, number)
+            connection = server.connections.get(key)
+            if connection is None:
+                if len(server.connections) > MAX_LEASED:
+                    break
+                connection = server.connections[key] = Connection(key, lease.capabilities)
+            if not lease.exclusive:
+                return connection
+            if not connection.taken:
+                connection.taken = True
+                return connection
+        raise errors.UpstreamUnavailable(
+            f"server {server.entry.id} already serves {MAX_LEASED} callers that it may ask questions; try again later"
+        )
+
+    def free(self, upstream: Upstream) -> None:
+        """Give back an exclusive connection for the owner's next call."""
+        for connection in self._servers[upstream.server].connections.values():
+            if connection.upstream is upstream:
+                connection.taken = False
+
+    def release(self, owner: Hashable) -> None:
+        """End every connection this owner leased."""
+        for server in self._servers.values():
+            for key, connection in server.connections.items():
+                if isinstance(key, tuple) and key[0] == owner:
+                    connection.stop.set()
+
+    def leased(self, owner: Hashable) -> list[Upstream]:
+        return [
+            connection.upstream
+            for server in self._servers.values()
+            for key, connection in server.connections.items()
+            if isinstance(key, tuple) and key[0] == owner and connection.upstream is not None
+        ]
 
     def start_soon(self, id: str) -> asyncio.Future[Upstream]:
-        """Begin a start unless one is under way; the future may be ignored.
+        """Begin a start of the shared connection unless one is under way; the future may be ignored.
 
         Raises:
             UpstreamUnavailable: it failed a moment ago and must not be tried again yet.
         """
         server = self._servers[id]
-        if server.starting is None:
+        return self._start_soon(server, self._wanted(server, None))
+
+    def _start_soon(self, server: Server, connection: Connection) -> asyncio.Future[Upstream]:
+        if connection.starting is None:
             wait_s = server.retry_at - asyncio.get_running_loop().time()
             if wait_s > 0:
                 raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
-            server.starting = asyncio.get_running_loop().create_future()
-            self._tasks.start_soon(self._own, server, server.starting, name=f"server {id}")
-        return server.starting
+            connection.starting = asyncio.get_running_loop().create_future()
+            name = f"server {server.entry.id}"
+            self._tasks.start_soon(self._own, server, connection, connection.starting, name=name)
+        return connection.starting
 
-    async def _own(self, server: Server, started: asyncio.Future[Upstream]) -> None:
+    async def _own(self, server: Server, connection: Connection, started: asyncio.Future[Upstream]) -> None:
         """The whole life of one connection: prepare, start, serve until it ends or idles, clean up."""
-        previous = server.upstream
+        previous = connection.upstream
         if previous is not None and not previous.ended.is_set():
             await previous.ended.wait()
-        server.stop = asyncio.Event()
-        upstream = Upstream(
-            server.entry.id,
-            server.log,
-            call_timeout_s=server.entry.limits.call_timeout_s,
-            on_notification=self._notified,
-        )
-        channel: Channel | None = None
+        connection.stop = asyncio.Event()
+        opened: tuple[Upstream, Channel] | None = None
         try:
-            channel = await self._start(server, upstream)
-            self._settle(server, started, upstream)
-            await self._serve(server, upstream)
+            opened = await self._start(server, connection)
+            upstream = opened[0]
+            self._settle(server, connection, started, upstream)
+            await self._serve(server, connection, upstream)
         except errors.UpstreamError as exc:
             self._fail(server, started, exc)
         except Exception as exc:  # noqa: BLE001  # outermost border: one server must not take the gateway with it
@@ -160,49 +243,85 @@ class Pool:
             self._fail(server, started, errors.UpstreamUnavailable(f"internal error: {type(exc).__name__}"))
         finally:
             with anyio.CancelScope(shield=True):
-                await self._close(server, upstream, channel)
-            if server.upstream is upstream:
-                server.upstream = None
-            if server.starting is started:
-                server.starting = None
-            if server.starting is None:
-                server.state = "failed" if server.error else "idle"
-            if not started.done():
-                started.cancel()
+                if opened is not None:
+                    await self._close(server, *opened)
+            self._forget(server, connection, started, opened[0] if opened else None)
 
-    async def _start(self, server: Server, upstream: Upstream) -> Channel:
+    @staticmethod
+    def _forget(
+        server: Server, connection: Connection, started: asyncio.Future[Upstream], upstream: Upstream | None
+    ) -> None:
+        if connection.starting is started:
+            connection.starting = None
+        if connection.upstream is upstream:
+            connection.upstream = None
+        if connection.starting is None and connection.upstream is None:
+            server.connections.pop(connection.key, None)
+        if not server.connections:
+            server.state = "failed" if server.error else "idle"
+        if not started.done():
+            started.cancel()
+
+    async def _start(self, server: Server, connection: Connection) -> tuple[Upstream, Channel]:
         entry = server.entry
         runtime = self._runtime_for(entry)
-        server.runtime, server.state, server.log.noise = runtime.name, "preparing", 0
+        server.runtime, server.log.noise = runtime.name, 0
+        if server.state != "running":
+            server.state = "preparing"
         try:
             async with asyncio.timeout(PREPARE_TIMEOUT_S):
                 await runtime.prepare(entry, server.log)
         except TimeoutError as exc:
             raise errors.UpstreamUnavailable(f"server {entry.id} was not ready to start in time") from exc
-        server.state = "starting"
+        if server.state != "running":
+            server.state = "starting"
+        known = server.listing.era if server.listing is not None else None
+        try:
+            return await self._open(server, connection, runtime, known)
+        except errors.UpstreamLost as exc:
+            if known is not None:
+                raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
+            # Some servers exit when they are asked something before `initialize`: ask nothing then.
+            server.log.write("gateway", "it ended at server/discover; starting again with initialize")
+        try:
+            return await self._open(server, connection, runtime, "legacy")
+        except errors.UpstreamLost as exc:
+            raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
+
+    async def _open(
+        self, server: Server, connection: Connection, runtime: Runtime, known: Era | None
+    ) -> tuple[Upstream, Channel]:
+        """Start and shake hands; on failure nothing is left."""
+        entry = server.entry
         limit_s = entry.limits.start_timeout_s
+        upstream = Upstream(
+            entry.id,
+            server.log,
+            call_timeout_s=entry.limits.call_timeout_s,
+            on_notification=self._notified,
+            capabilities=connection.capabilities,
+        )
         channel: Channel | None = None
         try:
             async with asyncio.timeout(limit_s):
                 channel = await runtime.start(entry, upstream, server.log)
-                await upstream.open(channel)
+                await upstream.open(channel, known)
                 if server.listing is None:
                     await self._adopt(server, await learn(upstream, entry))
-                else:
+                elif connection.key == SHARED:
                     self._relist_soon(server)
-        except (TimeoutError, errors.UpstreamError) as exc:
-            if channel is not None:
-                await self._close(server, upstream, channel)
-            reason = (
-                f"it did not finish its handshake within {limit_s:g} s" if isinstance(exc, TimeoutError) else str(exc)
-            )
-            raise errors.UpstreamUnavailable(self._start_failure(server, reason)) from exc
-        except BaseException:
+                upstream.mirrored = server.listing.mirrored if server.listing is not None else {}
+        except BaseException as exc:
             if channel is not None:
                 with anyio.CancelScope(shield=True):
                     await self._close(server, upstream, channel)
+            if isinstance(exc, TimeoutError):
+                reason = f"it did not finish its handshake within {limit_s:g} s"
+                raise errors.UpstreamUnavailable(self._start_failure(server, reason)) from exc
+            if isinstance(exc, errors.UpstreamError) and not isinstance(exc, errors.UpstreamLost):
+                raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
             raise
-        return channel
+        return upstream, channel
 
     @staticmethod
     def _start_failure(server: Server, reason: str) -> str:
@@ -211,30 +330,64 @@ class Pool:
             text += f"; it wrote {server.log.noise} line(s) on stdout that are not MCP"
         return f"{text}. See: lockgate server logs {server.entry.id}"
 
-    def _settle(self, server: Server, started: asyncio.Future[Upstream], upstream: Upstream) -> None:
-        server.upstream, server.state, server.error, server.starting = upstream, "running", "", None
+    @staticmethod
+    def _settle(server: Server, connection: Connection, started: asyncio.Future[Upstream], upstream: Upstream) -> None:
+        connection.upstream, connection.starting = upstream, None
+        server.state, server.error = "running", ""
         if not started.done():
             started.set_result(upstream)
 
-    async def _serve(self, server: Server, upstream: Upstream) -> None:
+    async def _serve(self, server: Server, connection: Connection, upstream: Upstream) -> None:
         entry, loop = server.entry, asyncio.get_running_loop()
         born = loop.time()
         if self._log_level:
             self._tasks.start_soon(self._send_log_level, upstream)
-        while not upstream.ended.is_set() and not server.stop.is_set():
-            left_s = upstream.last_used + entry.limits.idle_s - loop.time()
-            if left_s <= 0 and not upstream.in_flight:
-                server.log.write("gateway", f"stopped after {entry.limits.idle_s:g} s without a call")
-                return
-            with anyio.move_on_after(max(left_s, 1.0)):
-                await _either(upstream.ended, server.stop)
+        self._events.server_started(entry.id, upstream)
+        async with anyio.create_task_group() as helpers:
+            if connection.key == SHARED and upstream.facts is not None and upstream.facts.era == "modern":
+                helpers.start_soon(self._listen, upstream)
+            while not upstream.ended.is_set() and not connection.stop.is_set():
+                left_s = upstream.last_used + entry.limits.idle_s - loop.time()
+                if left_s <= 0 and not upstream.busy:
+                    server.log.write("gateway", f"stopped after {entry.limits.idle_s:g} s without a call")
+                    helpers.cancel_scope.cancel()
+                    return
+                with anyio.move_on_after(max(left_s, 1.0)):
+                    await _either(upstream.ended, connection.stop)
+            helpers.cancel_scope.cancel()
         lived_s = loop.time() - born
-        if server.stop.is_set() or lived_s >= STABLE_AFTER_S:
+        if connection.stop.is_set() or lived_s >= STABLE_AFTER_S:
             server.failures = 0
         else:
             raise errors.UpstreamUnavailable(
                 f"server {entry.id} ended {lived_s:.1f} s after its start: {upstream.end_reason}"
             )
+
+    async def _listen(self, upstream: Upstream) -> None:
+        """Hold one `subscriptions/listen` stream open to a modern server; reopen it when its filter changes."""
+        refused = False
+        while not upstream.ended.is_set() and not refused:
+            upstream.filter_changed.clear()
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_cancel_when, upstream.filter_changed, group.cancel_scope)
+                    await self._hear(upstream)
+                    await anyio.sleep(RELISTEN_PAUSE_S)
+                    group.cancel_scope.cancel()
+            except* errors.UpstreamError as refusals:
+                upstream.log.write("gateway", f"subscriptions/listen: {refusals.exceptions[0]}")
+                refused = True
+
+    @staticmethod
+    async def _hear(upstream: Upstream) -> None:
+        members = {"notifications": envelope.raw(upstream.listen_filter())}
+        call = await upstream.start("subscriptions/listen", members, endless=True)
+        upstream.listening = call.id
+        try:
+            while not isinstance(await call.next(), Reply):
+                pass
+        finally:
+            upstream.cancel(call, "listening anew")
 
     def _fail(self, server: Server, started: asyncio.Future[Upstream], exc: errors.UpstreamError) -> None:
         server.failures += 1
@@ -257,7 +410,8 @@ class Pool:
 
     def stop(self, id: str) -> None:
         """Ask a running server to end; in-flight calls are told."""
-        self._servers[id].stop.set()
+        for connection in self._servers[id].connections.values():
+            connection.stop.set()
 
     # -- listings ----------------------------------------------------------------------------
 
@@ -293,12 +447,31 @@ class Pool:
             return
         await self._adopt(server, listing)
 
+    # -- subscriptions -----------------------------------------------------------------------
+
+    def resubscribe_soon(self, upstream: Upstream, uris: Collection[str]) -> None:
+        for uri in uris:
+            self._tasks.start_soon(self._logged, upstream, upstream.subscribe(uri))
+
+    def unsubscribe_soon(self, id: str, uri: str) -> None:
+        for connection in self._servers[id].connections.values():
+            if connection.upstream is not None and uri in connection.upstream.subscribed:
+                upstream = connection.upstream
+                self._tasks.start_soon(self._logged, upstream, upstream.unsubscribe(uri))
+
+    @staticmethod
+    async def _logged(upstream: Upstream, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except errors.UpstreamError as exc:
+            upstream.log.write("gateway", f"subscription: {exc}")
+
     def _notified(self, upstream: Upstream, method: str, params: bytes) -> None:
         if (changed := LIST_CHANGED.get(method)) is not None:
             self._servers[upstream.server].announced.add(changed)
             self._relist_soon(self._servers[upstream.server])
         else:
-            self._events.server_notified(upstream.server, method, params)
+            self._events.server_notified(upstream, method, params)
 
     # -- logging -----------------------------------------------------------------------------
 
@@ -306,11 +479,12 @@ class Pool:
         """Tell every running server, and every one started later, how much to log."""
         self._log_level = level
         for server in self._servers.values():
-            if server.upstream is not None:
-                self._tasks.start_soon(self._send_log_level, server.upstream)
+            for connection in server.connections.values():
+                if connection.upstream is not None:
+                    self._tasks.start_soon(self._send_log_level, connection.upstream)
 
     async def _send_log_level(self, upstream: Upstream) -> None:
-        if upstream.facts is None or not upstream.facts.offers("logging"):
+        if upstream.facts is None or upstream.facts.era == "modern" or not upstream.facts.offers("logging"):
             return
         try:
             await upstream.request("logging/setLevel", {"level": envelope.raw(self._log_level)})
@@ -318,13 +492,13 @@ class Pool:
             upstream.log.write("gateway", f"logging/setLevel: {exc}")
 
 
+async def _cancel_when(event: asyncio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
 async def _either(*events: asyncio.Event) -> None:
     """Return as soon as one of the events is set."""
     async with anyio.create_task_group() as group:
-
-        async def watch(event: asyncio.Event) -> None:
-            await event.wait()
-            group.cancel_scope.cancel()
-
         for event in events:
-            group.start_soon(watch, event)
+            group.start_soon(_cancel_when, event, group.cancel_scope)

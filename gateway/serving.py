@@ -16,16 +16,21 @@ from typing import Final
 import msgspec
 import uvicorn
 
+from catalog import Profile
 from gateway import errors
 from gateway.app import create_app, loopback_principal
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
 from gateway.settings import Settings
 from gateway.wire.http import McpEndpoint
+from gateway.wire.modern import ModernEra
+from gateway.wire.stdio import serve_socket
 
 RUN_FILE: Final = "gateway.json"
+SOCKET: Final = "stdio.sock"
 DRAIN_S: Final = 5
 KEEP_ALIVE_S: Final = 30
 BACKLOG: Final = 512
+SOCKET_LINE_BYTES: Final = 65536
 
 
 class Running(msgspec.Struct):
@@ -97,6 +102,7 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
     )
     service = Service(running, _QuietServer(config), endpoint)
     task = asyncio.get_running_loop().create_task(service.run(listener))
+    stdio_server = await _serve_socket(gateway, endpoint.modern)
     run_file = settings.state_dir / RUN_FILE
     _write_private(run_file, msgspec.json.encode(running))
     try:
@@ -104,8 +110,35 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
     finally:
         with suppress(FileNotFoundError):
             run_file.unlink()
+        stdio_server.close()
         service.stop()
         await task
+
+
+@contextmanager
+def socket_path(state_dir: Path) -> Generator[Path, None, None]:
+    """A short name for the socket file: `sockaddr_un` holds 108 bytes, a state folder's path may be longer."""
+    folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{folder}/{SOCKET}")
+    finally:
+        os.close(folder)
+
+
+async def _serve_socket(gateway: Gateway, modern: ModernEra) -> asyncio.Server:
+    """Listen for `lockgate stdio` on a socket that only this user can open."""
+
+    def profile_named(name: str) -> Profile:
+        return gateway.catalog.profile(name) if name else gateway.profile
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await serve_socket(reader, writer, gateway.door, modern, profile_named)
+
+    with socket_path(gateway.settings.state_dir) as path:
+        path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(serve, str(path), limit=SOCKET_LINE_BYTES)
+        path.chmod(0o600)
+    return server
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -13,12 +13,14 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.serverlog import ServerLog
-from gateway.wire import envelope
-from gateway.wire.channel import Channel
+from gateway.wire import envelope, headers
+from gateway.wire.channel import Channel, Routing
 from gateway.wire.envelope import Envelope, Fields, WireError
-from gateway.wire.handshake import ServerFacts, legacy_handshake
+from gateway.wire.handshake import ServerFacts, legacy_meta, modern_meta, shake_hands
+from gateway.wire.revisions import Era
 
 PROGRESS: Final = "notifications/progress"
+LOG: Final = "notifications/message"
 MAX_PAGES: Final = 1000
 MAX_ITEMS: Final = 10_000
 """Bounds on one listing: a hostile server must not page for ever."""
@@ -35,6 +37,14 @@ class Notice(NamedTuple):
     params: bytes
 
 
+class Question(NamedTuple):
+    """A request of the server's, asked in the course of one call. `id` is the server's own, as raw JSON."""
+
+    id: bytes
+    method: str
+    params: bytes
+
+
 class Reply(NamedTuple):
     """The end of a call; exactly one of the two is set, as raw JSON."""
 
@@ -42,32 +52,44 @@ class Reply(NamedTuple):
     error: bytes | None
 
 
+class CallerFacts(NamedTuple):
+    """What a server may know of the client a call is made for; both members are that client's own JSON."""
+
+    capabilities: Raw = Raw(b"{}")
+    log_level: str = ""
+
+
 class Call:
-    """One request in flight. Iterating yields any number of notices, then exactly one reply.
+    """One request in flight: any number of notices and questions, then exactly one reply."""
 
-    Raises from iteration:
-        UpstreamError: no reply will come.
-    """
+    __slots__ = ("_items", "_waiter", "extended_s", "id", "progress_token", "timeout_s", "timer")
 
-    __slots__ = ("_items", "_waiter", "deadline", "extended_s", "id", "progress_token", "timeout_s", "timer")
-
-    def __init__(self, id: int, progress_token: Raw | None, timeout_s: float) -> None:
+    def __init__(self, id: int, progress_token: Raw | None, timeout_s: float | None) -> None:
         self.id = id
         self.progress_token = progress_token
         self.timeout_s = timeout_s
+        """None for a stream that has no end of its own."""
         self.extended_s = 0.0
         self.timer: asyncio.TimerHandle | None = None
-        self._items: deque[Notice | Reply | errors.UpstreamError] = deque()
+        self._items: deque[Notice | Question | Reply | errors.UpstreamError] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
-    def push(self, item: Notice | Reply | errors.UpstreamError) -> None:
+    def push(self, item: Notice | Question | Reply | errors.UpstreamError) -> None:
         if len(self._items) >= MAX_UNREAD_NOTICES and isinstance(item, Notice):
             self._items.popleft()
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> Notice | Reply:
+    def put_back(self, item: Notice | Reply) -> None:
+        """Undo one `next`."""
+        self._items.appendleft(item)
+
+    async def next(self) -> Notice | Question | Reply:
+        """
+        Raises:
+            UpstreamError: no reply will come.
+        """
         if not self._items:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -90,7 +112,10 @@ class Upstream:
         *,
         call_timeout_s: float,
         on_notification: Callable[[Upstream, str, bytes], None],
+        capabilities: Raw | None = None,
     ) -> None:
+        """`capabilities` are declared to a legacy server, which may then ask; None for a connection that serves several
+        callers, over which a question could not be tied to the call that caused it."""
         self.server = server
         self.log = log
         self.call_timeout_s = call_timeout_s
@@ -98,23 +123,38 @@ class Upstream:
         self.ended = asyncio.Event()
         self.end_reason = ""
         self.last_used = asyncio.get_running_loop().time()
+        self.subscribed: set[str] = set()
+        """Resource URIs, as the server knows them, whose changes somebody wants to hear of."""
+        self.filter_changed = asyncio.Event()
+        self.listening: int | None = None
+        """The id of the open `subscriptions/listen` request to a modern server."""
+        self.mirrored: dict[str, dict[headers.Path, tuple[str, str]]] = {}
+        """By tool name: the arguments that a modern HTTP request repeats in headers."""
         self._on_notification = on_notification
+        self._capabilities = capabilities
         self._channel: Channel | None = None
         self._calls: dict[int, Call] = {}
         self._next_id = 0
+        self._era: Era = "legacy"
+        self._revision = ""
 
     # -- opening -----------------------------------------------------------------------------
 
-    async def open(self, channel: Channel) -> None:
-        """Shake hands over a channel that already delivers to us.
+    async def open(self, channel: Channel, known: Era | None = "legacy") -> None:
+        """Shake hands over a channel that already delivers to us; `known` is the era this server spoke before.
 
         Raises:
             UpstreamError: the server ended, stayed silent, or does not speak MCP.
         """
         self._channel = channel
-        self.facts = await legacy_handshake(self)
-        channel.negotiated(self.facts.revision)
-        self.notify("notifications/initialized")
+        self.facts = await shake_hands(self, known, self._capabilities or Raw(b"{}"))
+        if self.facts.era == "legacy":
+            self.notify("notifications/initialized")
+
+    def speaks(self, era: Era, revision: str) -> None:
+        self._era, self._revision = era, revision
+        if self._channel is not None and revision:
+            self._channel.negotiated(era, revision)
 
     @property
     def detail(self) -> dict[str, str]:
@@ -122,11 +162,58 @@ class Upstream:
 
     @property
     def in_flight(self) -> int:
-        return len(self._calls)
+        return len(self._calls) - (self.listening in self._calls)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it must not be taken for idle."""
+        return bool(self.in_flight or self.subscribed)
+
+    def listen_filter(self) -> dict[str, object]:
+        """What to listen for: changes of every list the server has, and of the subscribed resources."""
+        wanted: dict[str, object] = {}
+        for name in ("tools", "prompts", "resources"):
+            if self.facts is not None and self.facts.offers(name):
+                wanted[f"{name}ListChanged"] = True
+        if self.subscribed:
+            wanted["resourceSubscriptions"] = sorted(self.subscribed)
+        return wanted
+
+    async def subscribe(self, uri: str) -> None:
+        """Ask for `notifications/resources/updated` of one resource, in the server's era.
+
+        Raises:
+            UpstreamError: a legacy server refuses.
+        """
+        self.subscribed.add(uri)
+        if self._era == "modern":
+            self.filter_changed.set()
+        else:
+            await self.request("resources/subscribe", {"uri": envelope.raw(uri)})
+
+    async def unsubscribe(self, uri: str) -> None:
+        """The reverse of `subscribe`."""
+        self.subscribed.discard(uri)
+        if self._era == "modern":
+            self.filter_changed.set()
+        else:
+            await self.request("resources/unsubscribe", {"uri": envelope.raw(uri)})
+
+    @property
+    def may_ask(self) -> bool:
+        return self._capabilities is not None
 
     # -- sending -----------------------------------------------------------------------------
 
-    async def start(self, method: str, members: Fields, *, timeout_s: float | None = None) -> Call:
+    async def start(
+        self,
+        method: str,
+        members: Fields,
+        *,
+        caller: CallerFacts | None = None,
+        timeout_s: float | None = None,
+        endless: bool = False,
+    ) -> Call:
         """Send a request with the given params. The caller must read the call to its reply, or `cancel` it.
 
         Raises:
@@ -136,12 +223,13 @@ class Upstream:
             raise errors.UpstreamUnavailable(f"server {self.server} is not connected: {self.end_reason}")
         self._next_id += 1
         id = self._next_id
-        loop = asyncio.get_running_loop()
-        call = Call(id, _exchange_token(members, id), timeout_s or self.call_timeout_s)
-        call.timer = loop.call_later(call.timeout_s, self._expire, call)
+        call = Call(id, self._prepare(members, id, caller), None if endless else timeout_s or self.call_timeout_s)
         self._calls[id] = call
-        self.last_used = loop.time()
-        self._channel.send(_request(id, method, members), id)
+        self.resume_timer(call)
+        self.last_used = asyncio.get_running_loop().time()
+        message = envelope.request(b"%d" % id, method, envelope.encode(members) if members else b"")
+        routing = self._routing(method, members) if self._era == "modern" else None
+        self._channel.send(envelope.one_line(message), id, routing)
         try:
             await self._channel.drain()
         except BaseException:
@@ -149,69 +237,123 @@ class Upstream:
             raise
         return call
 
+    def _prepare(self, members: Fields, id: int, caller: CallerFacts | None) -> Raw | None:
+        """Write `_meta` as this server's era wants it, with our progress token; returns the caller's token."""
+        raw_meta = members.get("_meta")
+        if raw_meta is None and self._era == "legacy":
+            return None
+        meta = envelope.fields(raw_meta) if raw_meta is not None else {}
+        token = meta.get("progressToken")
+        if token is not None:
+            meta["progressToken"] = envelope.raw(id)
+        if self._era == "modern":
+            facts = caller or CallerFacts()
+            meta = modern_meta(meta, self._revision, facts.capabilities, facts.log_level)
+        else:
+            meta = legacy_meta(meta)
+        if meta:
+            members["_meta"] = envelope.raw(meta)
+        else:
+            members.pop("_meta", None)
+        return token
+
+    def _routing(self, method: str, members: Fields) -> Routing:
+        member = headers.NAME_OF.get(method)
+        name = envelope.text(members[member], member) if member is not None and member in members else None
+        params: dict[str, str] = {}
+        if method == "tools/call" and name is not None and (parameters := self.mirrored.get(name)):
+            params = headers.mirrored(parameters, envelope.value(members.get("arguments", Raw(b"{}"))))
+        return Routing(method, name, params)
+
     async def request(self, method: str, members: Fields | None = None, *, timeout_s: float | None = None) -> bytes:
-        """Send a request and return the raw result, ignoring progress.
+        """Send a request of the gateway's own and return the raw result, ignoring progress.
 
         Raises:
-            UpstreamError: no reply, or an error reply (`UpstreamInvalid` with the server's message).
+            UpstreamError: no reply, or an error reply (`UpstreamRefused` with the server's message).
         """
-        call = await self.start(method, members or {}, timeout_s=timeout_s)
+        call = await self.start(method, members if members is not None else {}, timeout_s=timeout_s)
         try:
             while not isinstance(item := await call.next(), Reply):
-                pass
+                if isinstance(item, Question):
+                    self.answer(item, None)
         finally:
             self.cancel(call, "the gateway stopped waiting")
         if item.result is None:
-            raise errors.UpstreamInvalid(f"server {self.server} refused {method}: {_error_text(item.error)}")
+            code, text = _error_parts(item.error)
+            raise errors.UpstreamRefused(f"server {self.server} refused {method}: {text}", code)
         return item.result
 
     def notify(self, method: str, params: bytes = b"") -> None:
         if self._channel is not None and not self.ended.is_set():
             self._channel.send(envelope.one_line(envelope.notification(method, params)))
 
+    def answer(self, question: Question, result: bytes | None, error: bytes | None = None) -> None:
+        """Answer a question of the server's; with neither result nor error, decline it."""
+        if self._channel is None or self.ended.is_set():
+            return
+        if result is not None:
+            message = envelope.result(question.id, result)
+        elif error is not None:
+            message = envelope.error_raw(question.id, error)
+        else:
+            message = envelope.error(question.id, envelope.METHOD_NOT_FOUND, f"{question.method} is not offered here")
+        self._channel.send(envelope.one_line(message))
+
     def cancel(self, call: Call, reason: str) -> None:
         """Withdraw a call if it is still open: the server is told, a late answer is dropped."""
         if self._calls.pop(call.id, None) is None:
             return
         self._finish(call)
-        # MCP 2025-11-25 basic/utilities/cancellation.
-        self.notify("notifications/cancelled", envelope.encode({"requestId": call.id, "reason": reason}))
+        self._withdraw(call.id, reason)
         call.push(errors.UpstreamCancelled(f"cancelled: {reason}"))
 
-    def _finish(self, call: Call) -> None:
+    def _withdraw(self, id: int, reason: str) -> None:
+        # Closing the stream is the modern form over HTTP, a notification everything else (MCP basic/utilities).
+        if self._channel is not None and not self._channel.abort(id):
+            self.notify("notifications/cancelled", envelope.encode({"requestId": id, "reason": reason}))
+
+    def pause_timer(self, call: Call) -> None:
+        """The call waits for a person, not for the server."""
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
+
+    def resume_timer(self, call: Call) -> None:
+        if call.timeout_s is not None and call.timer is None:
+            call.timer = asyncio.get_running_loop().call_later(call.timeout_s, self._expire, call)
+
+    def _finish(self, call: Call) -> None:
+        self.pause_timer(call)
         self.last_used = asyncio.get_running_loop().time()
 
     def _expire(self, call: Call) -> None:
         if self._calls.pop(call.id, None) is None:
             return
-        self.notify("notifications/cancelled", envelope.encode({"requestId": call.id, "reason": "timed out"}))
+        self._withdraw(call.id, "timed out")
         self._finish(call)
-        waited = call.timeout_s + call.extended_s
+        waited = (call.timeout_s or 0) + call.extended_s
         call.push(errors.UpstreamTimeout(f"server {self.server} did not answer within {waited:g} s"))
 
     # -- receiving (Receiver) ----------------------------------------------------------------
 
-    def received(self, message: bytes) -> None:
+    def received(self, message: bytes, id: int | None = None) -> None:
         if message[:1] != b"{":
-            self._unreadable(message)
+            self._unreadable(message, id)
             return
         try:
             incoming = envelope.decode(message)
         except WireError:
-            self._unreadable(message)
+            self._unreadable(message, id)
             return
         match incoming.kind:
             case "response":
                 self._answered(incoming)
             case "notification":
-                self._notified(incoming)
+                self._notified(incoming, id)
             case "request":
-                self._asked(incoming)
+                self._asked(incoming, id)
 
-    def _unreadable(self, message: bytes) -> None:
+    def _unreadable(self, message: bytes, id: int | None) -> None:
         if message[:1] == b"[":
             try:
                 members = envelope.decode_batch(message)
@@ -220,7 +362,7 @@ class Upstream:
                 return
             for member in members:
                 if bytes(member)[:1] == b"{":
-                    self.received(bytes(member))
+                    self.received(bytes(member), id)
             return
         self.log.stray(message)
 
@@ -236,11 +378,19 @@ class Upstream:
         else:
             call.push(Reply(bytes(incoming.result), None))
 
-    def _notified(self, incoming: Envelope) -> None:
+    def _notified(self, incoming: Envelope, id: int | None) -> None:
         if incoming.method == PROGRESS:
             self._progressed(incoming.params)
+        elif incoming.method == LOG and (call := self._caused_by(id)) is not None:
+            call.push(Notice(LOG, bytes(incoming.params)))
         else:
             self._on_notification(self, incoming.method, bytes(incoming.params))
+
+    def _caused_by(self, id: int | None) -> Call | None:
+        """The call a message belongs to: that of its stream, or the only one on a connection that serves one caller."""
+        if id is not None:
+            return self._calls.get(id)
+        return next(iter(self._calls.values())) if self.may_ask and len(self._calls) == 1 else None
 
     def _progressed(self, params: Raw) -> None:
         try:
@@ -251,27 +401,28 @@ class Upstream:
         call = self._calls.get(int(token)) if token.isdigit() else None
         if call is None or call.progress_token is None:
             return
-        if call.timer is not None and call.extended_s < call.timeout_s * MAX_CALL_FACTOR:
+        if call.timer is not None and call.timeout_s is not None:
             loop = asyncio.get_running_loop()
-            gained = loop.time() + call.timeout_s - call.timer.when()
-            call.extended_s += gained
-            call.timer.cancel()
-            call.timer = loop.call_later(call.timeout_s, self._expire, call)
+            if call.extended_s < call.timeout_s * MAX_CALL_FACTOR:
+                call.extended_s += loop.time() + call.timeout_s - call.timer.when()
+                self.pause_timer(call)
+                self.resume_timer(call)
         members["progressToken"] = call.progress_token
         call.push(Notice(PROGRESS, envelope.encode(members)))
 
-    def _asked(self, incoming: Envelope) -> None:
-        """Questions from the server. This connection may be shared between callers, so the gateway declared no
-        capability for any of them and answers only `ping`."""
-        if self._channel is None:
+    def _asked(self, incoming: Envelope, id: int | None) -> None:
+        """A question from the server goes to the call on whose stream it came, else to the latest one."""
+        question = Question(bytes(incoming.id), incoming.method, bytes(incoming.params))
+        if question.method == "ping":
+            self.answer(question, b"{}")
             return
-        id = bytes(incoming.id)
-        if incoming.method == "ping":
-            self._channel.send(envelope.result(id, b"{}"))
+        call = self._calls.get(id) if id is not None else None
+        if call is None and self._calls:
+            call = self._calls[max(self._calls)]
+        if call is None or not self.may_ask:
+            self.answer(question, None)
         else:
-            self._channel.send(
-                envelope.error(id, envelope.METHOD_NOT_FOUND, f"{incoming.method} was not offered by this client")
-            )
+            call.push(question)
 
     def failed(self, id: int, error: errors.UpstreamError) -> None:
         call = self._calls.pop(id, None)
@@ -323,27 +474,9 @@ class Upstream:
         raise errors.UpstreamInvalid(f"server {self.server} gave more than {MAX_PAGES} pages for {method}")
 
 
-def _request(id: int, method: str, members: Fields) -> bytes:
-    params = envelope.encode(members) if members else b""
-    return envelope.one_line(envelope.request(b"%d" % id, method, params))
-
-
-def _exchange_token(members: Fields, id: int) -> Raw | None:
-    """Put our own progress token (the request id) into `_meta` in place of the caller's, which is returned."""
-    meta = members.get("_meta")
-    if meta is None or b'"progressToken"' not in bytes(meta):
-        return None
-    inner = envelope.fields(meta)
-    token = inner.get("progressToken")
-    if token is not None:
-        inner["progressToken"] = envelope.raw(id)
-        members["_meta"] = envelope.raw(inner)
-    return token
-
-
-def _error_text(error: bytes | None) -> str:
+def _error_parts(error: bytes | None) -> tuple[int, str]:
     try:
         members = envelope.fields(error or b"{}")
-        return envelope.text(members["message"], "message")[:500]
-    except (WireError, KeyError):
-        return "no message"
+        return int(envelope.value(members["code"])), envelope.text(members["message"], "message")[:500]
+    except (WireError, KeyError, TypeError, ValueError):
+        return 0, "no message"

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from gateway.commands.running import ProfileOption, run, settings
 from gateway.gateway import Gateway
-from gateway.runtimes.remote import HttpChannel
-from gateway.serverlog import ServerLog
-from gateway.serving import find_running
-from gateway.wire.stdio import StdioRelay, serve_stdio
+from gateway.serving import find_running, socket_path
+from gateway.wire.modern import ModernEra
+from gateway.wire.stdio import LineStreams, pipe_stdio, serve_lines, stdio_ends
 
 
 def stdio(profile: ProfileOption = None) -> None:
@@ -19,11 +18,10 @@ def stdio(profile: ProfileOption = None) -> None:
 
 async def _work(profile: str | None) -> None:
     wanted = settings()
-    running = find_running(wanted)
-    if running is not None:
-        relay = StdioRelay()
-        path = f"/mcp/{profile}" if profile else "/mcp"
-        await relay.run(HttpChannel(running.url + path, {}, relay, ServerLog()))
+    if find_running(wanted) is not None:
+        with socket_path(wanted.state_dir) as socket:
+            await pipe_stdio(socket, profile or "")
         return
-    async with Gateway(wanted) as gateway:
-        await serve_stdio(gateway.door, gateway.catalog.profile(profile or wanted.profile))
+    async with Gateway(wanted) as gateway, stdio_ends() as (stdin, stdout):
+        chosen = gateway.catalog.profile(profile or wanted.profile)
+        await serve_lines(LineStreams(stdin, stdout), gateway.door, ModernEra(gateway.door), chosen)

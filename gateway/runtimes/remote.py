@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 from catalog import Entry
 from gateway import errors
 from gateway.serverlog import ServerLog
-from gateway.wire.channel import MAX_MESSAGE_BYTES, Receiver
+from gateway.wire import headers
+from gateway.wire.channel import MAX_MESSAGE_BYTES, Receiver, Routing
 from gateway.wire.http_client import Exchange, HttpFailure, HttpOrigin
+from gateway.wire.revisions import Era
 from gateway.wire.sse import EventReader, EventTooLarge
 
 LISTEN_RETRIES: Final = 5
@@ -42,14 +44,15 @@ class RemoteRuntime:
 class HttpChannel:
     """One session with a Streamable HTTP server: a POST for each message, a GET for what the server sends unasked."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], receiver: Receiver, log: ServerLog) -> None:
+    def __init__(self, url: str, fixed: Mapping[str, str], receiver: Receiver, log: ServerLog) -> None:
         parts = urlsplit(url)
         self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}"}
         self.receiver = receiver
         self.log = log
         self._origin = HttpOrigin(url)
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
+        self._era: Era = "legacy"
         self._revision = ""
         self._session = ""
         self._post_head = b""
@@ -63,26 +66,36 @@ class HttpChannel:
         self._post_head = self._fixed + lines.encode() + self._session_head()
 
     def _session_head(self) -> bytes:
-        head = f"Mcp-Session-Id: {self._session}\r\n" if self._session else ""
+        head = f"Mcp-Session-Id: {self._session}\r\n" if self._session and self._era == "legacy" else ""
         if self._revision:
             head += f"MCP-Protocol-Version: {self._revision}\r\n"
         return head.encode("latin-1")
 
     # -- Channel -----------------------------------------------------------------------------
 
-    def send(self, message: bytes, id: int | None = None) -> None:
+    def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
         sink = _PostSink(self, id)
-        exchange = self._origin.request("POST", self._target, self._post_head, message, sink)
+        head = self._post_head if routing is None else self._post_head + _routing_head(routing)
+        exchange = self._origin.request("POST", self._target, head, message, sink)
         if id is not None and sink.open:
             self._exchanges[id] = exchange
+
+    def abort(self, id: int) -> bool:
+        exchange = self._exchanges.pop(id, None)
+        if self._era != "modern":
+            return False
+        if exchange is not None:
+            exchange.abort()
+        return True
 
     async def drain(self) -> None:
         """Requests are small and bounded in number; the connection's own buffer is enough."""
 
-    def negotiated(self, revision: str) -> None:
-        self._revision = revision
+    def negotiated(self, era: Era, revision: str) -> None:
+        self._era, self._revision = era, revision
         self._write_head()
-        self._listener = asyncio.get_running_loop().create_task(self._listen())
+        if era == "legacy" and self._listener is None:
+            self._listener = asyncio.get_running_loop().create_task(self._listen())
 
     async def close(self) -> None:
         self._lost = True
@@ -141,6 +154,14 @@ class HttpChannel:
             await asyncio.sleep(sink.retry_s)
 
 
+def _routing_head(routing: Routing) -> bytes:
+    lines = f"Mcp-Method: {routing.method}\r\n"
+    if routing.name is not None:
+        lines += f"Mcp-Name: {headers.encode(routing.name)}\r\n"
+    lines += "".join(f"{name}: {value}\r\n" for name, value in routing.params.items())
+    return lines.encode("ascii")
+
+
 class _PostSink:
     """Reads the answer to one POST: JSON, an event stream, or an empty acknowledgement."""
 
@@ -169,7 +190,7 @@ class _PostSink:
         try:
             for event in self._events.feed(data):
                 if event.data:
-                    self._channel.receiver.received(event.data)
+                    self._channel.receiver.received(event.data, self._id)
         except EventTooLarge:
             self._end(errors.UpstreamInvalid("the server sent an event over the size limit"))
 
@@ -181,12 +202,15 @@ class _PostSink:
         elif self._size > MAX_MESSAGE_BYTES:
             self._end(errors.UpstreamInvalid("the server's answer is over the size limit"))
         elif self._status == 200:
-            self._channel.receiver.received(b"".join(self._parts))
+            self._channel.receiver.received(b"".join(self._parts), self._id)
             self._end(errors.UpstreamInvalid("the server answered with another message than the answer"))
         elif self._status == 404 and self._channel._session:  # same module
             self._end(errors.UpstreamUnavailable("the remote session had expired"))
             self._channel.session_over()
         elif self._status != 202 or self._id is not None:
+            if self._status >= 400 and self._parts and self._parts[0][:1] == b"{":
+                # Modern servers send errors with a 4xx status; if this is one, it is the answer.
+                self._channel.receiver.received(b"".join(self._parts), self._id)
             self._end(self._refusal())
 
     def _refusal(self) -> errors.UpstreamError:

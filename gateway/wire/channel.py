@@ -5,19 +5,28 @@ Knows no method: a channel moves whole JSON-RPC messages and says when it is gon
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from gateway.errors import UpstreamError
+from gateway.wire.revisions import Era
 
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 """Largest single message accepted from a server; base64 images of several megabytes are common."""
 
 
+class Routing(NamedTuple):
+    """What HTTP headers repeat of a modern request: its method, the name or URI it is about, mirrored arguments."""
+
+    method: str
+    name: str | None
+    params: Mapping[str, str]
+
+
 class Receiver(Protocol):
     """Who reads a channel. All three are called on the event loop and must not block."""
 
-    def received(self, message: bytes) -> None:
-        """One whole message, without its line break."""
+    def received(self, message: bytes, id: int | None = None) -> None:
+        """One whole message, without its line break. `id` is the request on whose stream it came, if that is known."""
 
     def failed(self, id: int, error: UpstreamError) -> None:
         """The request with this id will get no answer; the channel itself still works."""
@@ -33,14 +42,18 @@ class Channel(Protocol):
     def detail(self) -> Mapping[str, str]:
         """What an operator would want to know: container id, process id, URL."""
 
-    def send(self, message: bytes, id: int | None = None) -> None:
-        """Queue one single-line message; `id` is the request id if an answer is expected."""
+    def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
+        """Queue one single-line message; `id` is the request id if an answer is expected. `routing` is what a modern
+        request repeats in HTTP headers; other transports ignore it."""
+
+    def abort(self, id: int) -> bool:
+        """Withdraw a request by closing its stream, if the transport and era have that; False if they do not."""
 
     async def drain(self) -> None:
         """Wait until the transport's write buffer has room."""
 
-    def negotiated(self, revision: str) -> None:
-        """The handshake settled on this protocol revision."""
+    def negotiated(self, era: Era, revision: str) -> None:
+        """From here on messages belong to this protocol revision."""
 
     async def close(self) -> None:
         """Release everything; bounded, and safe to call twice."""

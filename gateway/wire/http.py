@@ -5,7 +5,6 @@ Knows HTTP, streams and session ids; methods belong to the era behind it, which 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -17,6 +16,7 @@ from gateway.door import Door
 from gateway.wire import envelope, sse
 from gateway.wire.envelope import WireError
 from gateway.wire.legacy import REVISIONS, LegacySession
+from gateway.wire.modern import ModernEra
 from policies import Principal
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -27,6 +27,18 @@ MAX_OUTBOX: Final = 1000
 MAX_BATCH: Final = 100
 KEEP_ALIVE_S: Final = 25.0
 
+WATCH_AFTER_S: Final = 0.05
+
+_STATUS: Final[Mapping[int, int]] = {
+    envelope.PARSE_ERROR: 400,
+    envelope.INVALID_REQUEST: 400,
+    envelope.INVALID_PARAMS: 400,
+    envelope.HEADER_MISMATCH: 400,
+    envelope.MISSING_CAPABILITY: 400,
+    envelope.UNSUPPORTED_PROTOCOL_VERSION: 400,
+    envelope.METHOD_NOT_FOUND: 404,
+}
+"""HTTP status by JSON-RPC error code (MCP 2026-07-28, basic/transports); everything else is 200."""
 _JSON: Final = (b"content-type", b"application/json")
 _SSE: Final = (
     (b"content-type", b"text/event-stream"),
@@ -39,8 +51,8 @@ class HttpSession:
     """A legacy session with its id, its listening stream and what waits for that stream."""
 
     def __init__(self, door: Door, principal: Principal, profile: Profile) -> None:
-        self.id = secrets.token_hex(16)
         self.era = LegacySession(door, principal, profile, self._keep)
+        self.id = self.era.id
         self.last_used = asyncio.get_running_loop().time()
         self.open = 0
         """Requests and streams under way; a session in use does not idle."""
@@ -78,9 +90,11 @@ class McpEndpoint:
         self._door = door
         self._principal_of = principal_of
         self._sessions: dict[str, HttpSession] = {}
+        self.modern = ModernEra(door)
 
     def close(self) -> None:
         """End every session and stream; called when the gateway shuts down."""
+        self.modern.close()
         for session in list(self._sessions.values()):
             session.close()
         self._sessions.clear()
@@ -88,6 +102,12 @@ class McpEndpoint:
     async def serve(self, profile: Profile, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         principal = self._principal_of(scope)
+        if _is_modern(headers):
+            if scope["method"] == "POST":
+                await self._post_modern(profile, principal, scope, receive, send)
+            else:
+                await _answer(send, 405, b"", ((b"allow", b"POST"),))
+            return
         match scope["method"]:
             case "POST":
                 await self._post(profile, principal, headers, receive, send)
@@ -114,10 +134,6 @@ class McpEndpoint:
         body = await _body(receive)
         if body is None:
             await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
-            return
-        refusal = _check_revision(headers)
-        if refusal is not None:
-            await _answer(send, 400, refusal)
             return
         id = headers.get(b"mcp-session-id", b"").decode("latin-1")
         if id:
@@ -181,6 +197,47 @@ class McpEndpoint:
         answers = await asyncio.gather(*(session.era.message(member, stream.send) for member in members))
         given = [answer for answer in answers if answer is not None]
         return b"[" + b",".join(given) + b"]" if given else None
+
+    # -- modern POST -------------------------------------------------------------------------
+
+    async def _post_modern(
+        self, profile: Profile, principal: Principal, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        given: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            given.setdefault(name, []).append(value)
+        if given.get(b"content-type", [b""])[0].partition(b";")[0].strip().lower() != b"application/json":
+            await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
+            return
+        body = await _body(receive)
+        if body is None:
+            await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
+            return
+        try:
+            incoming = envelope.decode(body)
+        except WireError as exc:
+            await _answer(send, 400, envelope.error(exc.id, exc.code, exc.message))
+            return
+        if incoming.kind == "notification":
+            # This revision has none over HTTP; old habits are acknowledged and dropped.
+            await _answer(send, 202, b"")
+            return
+        if incoming.kind == "response":
+            await _refuse(send, 400, envelope.INVALID_REQUEST, "a server of this revision asks no questions")
+            return
+        stream = _ResponseStream(send, b"text/event-stream" in given.get(b"accept", [b"text/event-stream"])[0])
+        watch = _DisconnectWatch(receive)
+        try:
+            answer = await self.modern.request(incoming, principal, profile, given, stream.send)
+        except asyncio.CancelledError:
+            if not watch.client_gone:
+                raise
+            # The client closed the stream: that is how this revision cancels, and nothing may be sent after.
+            watch.swallow()
+            return
+        finally:
+            watch.stop()
+        await stream.finish(answer.message, _STATUS.get(answer.code, 200))
 
     # -- GET and DELETE ----------------------------------------------------------------------
 
@@ -265,25 +322,47 @@ class _ResponseStream:
         event = sse.event(envelope.one_line(message))
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
-    async def finish(self, answer: bytes) -> None:
+    async def finish(self, answer: bytes, status: int = 200) -> None:
         if not self._started:
-            await _answer(self._send, 200, answer)
+            await _answer(self._send, status, answer)
             return
         event = sse.event(envelope.one_line(answer))
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 
-def _check_revision(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The error for a revision that is not served, which tells the client what is."""
-    asked = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
-    if not asked or asked in REVISIONS:
-        return None
-    return envelope.error(
-        b"null",
-        envelope.UNSUPPORTED_PROTOCOL_VERSION,
-        f"Unsupported protocol version: {asked[:32]}",
-        {"supported": list(REVISIONS), "requested": asked[:32]},
-    )
+class _DisconnectWatch:
+    """Cancels the current task when its client hangs up. Looks only after a moment: most calls are over by then."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.client_gone = False
+        self._receive = receive
+        self._owner = asyncio.current_task()
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await _disconnected(self._receive)
+        self.client_gone = True
+        if self._owner is not None:
+            self._owner.cancel()
+
+    def swallow(self) -> None:
+        if self._owner is not None:
+            self._owner.uncancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _is_modern(headers: Mapping[bytes, bytes]) -> bool:
+    """Requests that name a revision without sessions, or one we never heard of, take the modern path and its errors."""
+    revision = headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip()
+    return bool(revision) and revision not in REVISIONS
 
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:

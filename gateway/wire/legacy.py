@@ -14,20 +14,23 @@ import msgspec
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import __version__, door, errors
+from gateway import __version__, bridge, door, errors
 from gateway.audit import AuditUnwritable
+from gateway.bridge import InputRequired, Resume
 from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
-from gateway.upstream import Notice, Reply
-from gateway.wire import envelope
+from gateway.pool import Lease
+from gateway.upstream import LOG, Notice, Reply
+from gateway.wire import envelope, revisions
 from gateway.wire.envelope import Envelope, WireError
 from policies import Principal
 
 _log: Final = logging.getLogger(__name__)
 
-REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
-"""Newest first. 2024-11-05 shares the session form over stdio; its own HTTP transport is not served."""
+REVISIONS: Final = revisions.LEGACY
 MAX_IN_FLIGHT: Final = 256
 """Requests one session may have open; one more is refused."""
+ANSWER_TIMEOUT_S: Final = bridge.PARK_S
+"""How long this client may take to answer a server's question."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -52,14 +55,21 @@ class LegacySession(Caller):
         outlet: Callable[[bytes], None],
     ) -> None:
         super().__init__(principal, profile)
+        self.id = secrets.token_hex(16)
         self.revision = ""
         self._door = the_door
         self._outlet = outlet
         self._in_flight: dict[bytes, asyncio.Task[object]] = {}
         self._cancelled: set[bytes] = set()
+        self._asked: dict[int, asyncio.Future[Envelope]] = {}
+        self._questions = 0
 
-    def deliver(self, message: bytes) -> None:
-        self._outlet(message)
+    def deliver(self, method: str, params: bytes) -> None:
+        self._outlet(envelope.notification(method, params))
+
+    def lease(self) -> Lease | None:
+        asked = {name: raw for name, raw in self.capabilities.items() if name in bridge.CAPABILITY_OF.values()}
+        return Lease(self.id, envelope.raw(asked), exclusive=False) if asked else None
 
     # -- messages from the client ------------------------------------------------------------
 
@@ -89,12 +99,18 @@ class LegacySession(Caller):
         try:
             if method in ROUTES:
                 return _encoded(id, await self._call(method, bytes(incoming.params), send))
+            if method in ("resources/subscribe", "resources/unsubscribe"):
+                return envelope.result(id, await self._subscription(method, incoming.params))
             if method in LISTS:
                 return envelope.result(id, await self._door.list(self, method, bytes(incoming.params)))
             return envelope.result(id, self._other(method, incoming.params))
         except errors.UnknownName as exc:
-            code = envelope.RESOURCE_NOT_FOUND if method == "resources/read" else envelope.INVALID_PARAMS
-            return envelope.error(id, code, str(exc))
+            if method.startswith("resources/"):
+                uri = envelope.value(envelope.fields(incoming.params).get("uri", Raw(b"null")))
+                return envelope.error(id, envelope.RESOURCE_NOT_FOUND, str(exc), {"uri": uri})
+            return envelope.error(id, envelope.INVALID_PARAMS, str(exc))
+        except errors.UpstreamError as exc:
+            return envelope.error(id, envelope.INTERNAL_ERROR, f"{exc}. {exc.retry}")
         except errors.BadCursor as exc:
             return envelope.error(id, envelope.INVALID_PARAMS, str(exc))
         except WireError as exc:
@@ -109,15 +125,69 @@ class LegacySession(Caller):
 
     async def _call(self, method: str, params: bytes, send: Send) -> Reply:
         async def notify(notice: Notice) -> None:
-            await send(envelope.notification(notice.method, notice.params))
+            if notice.method != LOG or door.wants_log(self, notice.params):
+                await send(envelope.notification(notice.method, notice.params))
 
         try:
-            return await self._door.call(self, method, params, notify)
+            outcome = await self._door.call(self, method, params, notify)
+            for _ in range(bridge.MAX_ROUNDS):
+                if isinstance(outcome, Reply):
+                    return outcome
+                resume = await self._ask(outcome, send)
+                outcome = await self._door.call(self, method, params, notify, resume)
+            if isinstance(outcome, Reply):
+                return outcome
+            self._door.give_up(outcome)
+            raise errors.UpstreamInvalid(f"the server asked more than {bridge.MAX_ROUNDS} times in one call")
         except errors.UpstreamError as exc:
             text = f"{exc}. {exc.retry}"
             if method == "tools/call":
                 return door.tool_error(text)
             return Reply(None, envelope.encode({"code": envelope.INTERNAL_ERROR, "message": text}))
+
+    async def _ask(self, required: InputRequired, send: Send) -> Resume:
+        """Put a server's questions to this client as requests on the call's own stream, and wait for the answers.
+
+        Raises:
+            UpstreamInvalid: the client cannot or will not answer; the call is over.
+        """
+        waiting: dict[str, asyncio.Future[Envelope]] = {}
+        try:
+            if not bridge.answerable(required.requests, self.capabilities):
+                raise errors.UpstreamInvalid("the server asked for something this client did not offer")
+            for key, raw in required.requests.items():
+                question = envelope.fields(raw)
+                self._questions += 1
+                waiting[key] = self._asked[self._questions] = asyncio.get_running_loop().create_future()
+                method = envelope.text(question["method"], "method")
+                params = bytes(question.get("params", envelope.ABSENT))
+                await send(envelope.request(b"%d" % self._questions, method, params))
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                answers = {key: bridge.answer_of(await future) for key, future in waiting.items()}
+        except BaseException as exc:
+            self._door.give_up(required)
+            if isinstance(exc, TimeoutError):
+                raise errors.UpstreamTimeout("the client did not answer the server's question in time") from exc
+            raise
+        finally:
+            for number in [number for number, future in self._asked.items() if future in waiting.values()]:
+                del self._asked[number]
+        return Resume(required.continuation, answers)
+
+    def _answered(self, incoming: Envelope) -> None:
+        """An answer of the client's; one without a question is dropped."""
+        raw = bytes(incoming.id)
+        future = self._asked.get(int(raw)) if raw.isdigit() else None
+        if future is not None and not future.done():
+            future.set_result(incoming)
+
+    async def _subscription(self, method: str, params: Raw) -> bytes:
+        uri = envelope.text(envelope.fields(params).get("uri", envelope.ABSENT), "uri")
+        if method == "resources/subscribe":
+            await self._door.subscribe(self, uri)
+        else:
+            await self._door.unsubscribe(self, uri)
+        return b"{}"
 
     def _other(self, method: str, params: Raw) -> bytes:
         match method:
@@ -144,13 +214,14 @@ class LegacySession(Caller):
         self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
         name = wanted.clientInfo.get("name", envelope.ABSENT)
         self.client = envelope.text(name, "clientInfo.name")[:128] if bytes(name) else ""
+        self.capabilities = wanted.capabilities
         self._door.enter(self)
         answer: dict[str, object] = {
             "protocolVersion": self.revision,
             "capabilities": {
                 "tools": {"listChanged": True},
                 "prompts": {"listChanged": True},
-                "resources": {"listChanged": True},
+                "resources": {"listChanged": True, "subscribe": True},
                 "completions": {},
                 "logging": {},
             },
@@ -166,12 +237,15 @@ class LegacySession(Caller):
 
     def notification(self, incoming: Envelope) -> None:
         """Take a notification; unknown ones are ignored, as JSON-RPC wants."""
+        if incoming.method == "notifications/roots/list_changed":
+            for upstream in self._door.pool.leased(self.id):
+                upstream.notify(incoming.method)
         if incoming.method == "notifications/cancelled":
             try:
                 id = bytes(envelope.fields(incoming.params).get("requestId", envelope.ABSENT))
             except WireError:
                 return
-            task = self._in_flight.get(id)
+            task = self._in_flight.get(id)  # an id this session never used cancels nothing
             if task is not None and id not in self._cancelled:
                 self._cancelled.add(id)
                 task.cancel()
@@ -189,7 +263,8 @@ class LegacySession(Caller):
                 self.notification(incoming)
                 return None
             case _:
-                return None  # we ask this client nothing, so an answer has no question
+                self._answered(incoming)
+                return None
 
     def close(self) -> None:
         """Withdraw what is open and hear of nothing more."""

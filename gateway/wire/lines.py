@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from gateway.serverlog import ServerLog
-from gateway.wire.channel import LineSplitter, LineTooLong, Receiver
+from gateway.wire.channel import LineSplitter, LineTooLong, Receiver, Routing
+from gateway.wire.revisions import Era
 
 
 class WriteEnd(Protocol):
@@ -62,15 +63,19 @@ class LineChannel:
     def resume(self) -> None:
         self._room.set()
 
-    def send(self, message: bytes, id: int | None = None) -> None:
+    def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
         if self._write_end is not None and not self._write_end.is_closing() and not self.ended.is_set():
             self._write_end.write(message + b"\n")
+
+    def abort(self, id: int) -> bool:
+        """One stream for all requests: a request is withdrawn by a message."""
+        return False
 
     async def drain(self) -> None:
         if not self._room.is_set():
             await self._room.wait()
 
-    def negotiated(self, revision: str) -> None:
+    def negotiated(self, era: Era, revision: str) -> None:
         """The stdio transport does not repeat the revision."""
 
 

@@ -1,24 +1,24 @@
-"""The stdio transport, server side: newline-delimited messages on this process's own stdin and stdout.
+"""The stdio transport, server side: newline-delimited messages on stdin and stdout, or on the gateway's own socket.
 
-Knows framing only. Either an era behind it answers, or a running gateway to which the messages are relayed."""
+Knows framing and how a connection finds its era; methods are the era's."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
-from msgspec import Raw
-
-from catalog import Profile
-from gateway import errors
+from catalog import CatalogError, Profile
 from gateway.door import Door
-from gateway.wire import envelope
-from gateway.wire.channel import Channel, LineSplitter, LineTooLong
-from gateway.wire.envelope import WireError
+from gateway.wire import envelope, revisions
+from gateway.wire.channel import LineSplitter, LineTooLong
+from gateway.wire.envelope import Envelope, WireError
 from gateway.wire.legacy import LegacySession
+from gateway.wire.modern import ModernEra
+from gateway.wire.revisions import Era
 from policies import Principal
 
 MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
@@ -26,8 +26,8 @@ MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 READ_BYTES: Final = 65536
 
 
-class StdioStreams:
-    """Both directions of this process's stdio as messages."""
+class LineStreams:
+    """Both directions of a byte stream as messages."""
 
     def __init__(self, reader: asyncio.StreamReader, output: asyncio.WriteTransport) -> None:
         self._reader = reader
@@ -40,7 +40,7 @@ class StdioStreams:
             self._output.write(envelope.one_line(message) + b"\n")
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """Each message until stdin ends; an endless one ends the stream with an error to the client."""
+        """Each message until the input ends; an endless one ends the stream with an error to the client."""
         splitter = LineSplitter()
         try:
             while data := await self._reader.read(READ_BYTES):
@@ -51,104 +51,116 @@ class StdioStreams:
 
 
 @asynccontextmanager
-async def stdio_streams() -> AsyncIterator[StdioStreams]:
+async def stdio_ends() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.WriteTransport]]:
     """Take over stdin and stdout."""
     loop = asyncio.get_running_loop()
     output, _ = await loop.connect_write_pipe(asyncio.Protocol, sys.stdout.buffer)
     reader = asyncio.StreamReader()
     source, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     try:
-        yield StdioStreams(reader, output)
+        yield reader, output
     finally:
         source.close()
         output.close()
 
 
-async def serve_stdio(door: Door, profile: Profile) -> None:
-    """Serve one client until stdin ends; open requests are then withdrawn."""
-    async with stdio_streams() as streams:
-        session = LegacySession(door, Principal("local", "stdio"), profile, streams.write)
-        tasks: set[asyncio.Task[None]] = set()
+async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profile: Profile) -> None:
+    """Serve one client until its input ends; open requests are then withdrawn.
 
-        async def send(message: bytes) -> None:
-            streams.write(message)
+    The first request decides the era of the connection: one with the modern `_meta` keys, or anything else.
+    """
+    principal = Principal("local", "stdio")
+    session = LegacySession(door, principal, profile, streams.write)
+    tasks: dict[bytes, asyncio.Task[None]] = {}
+    era: Era | None = None
 
-        async def answer(line: bytes) -> None:
-            reply = await session.message(line, send)
-            if reply is not None:
-                streams.write(reply)
+    async def send(message: bytes) -> None:
+        streams.write(message)
 
-        try:
-            async for line in streams.messages():
-                task = asyncio.get_running_loop().create_task(answer(line))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        finally:
-            session.close()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def answer_legacy(line: bytes) -> None:
+        reply = await session.message(line, send)
+        if reply is not None:
+            streams.write(reply)
 
+    async def answer_modern(incoming: Envelope) -> None:
+        streams.write((await modern.request(incoming, principal, profile, None, send)).message)
 
-class StdioRelay:
-    """Carries messages between stdio and a channel to a running gateway, ids unchanged (a `Receiver`)."""
+    def start(key: bytes, work: Coroutine[None, None, None]) -> None:
+        task = tasks[key] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: tasks.pop(key, None))
 
-    def __init__(self) -> None:
-        self._streams: StdioStreams | None = None
-        self._channel: Channel | None = None
-        self._open: dict[int, Raw] = {}
-        """Requests without an answer yet: our count of them, and their own ids."""
-        self._count = 0
-        self._opening: bytes | None = None
-        """The id of the initialize request, until its answer names the revision."""
-
-    async def run(self, channel: Channel) -> None:
-        """Relay until stdin ends."""
-        self._channel = channel
-        async with stdio_streams() as self._streams:
+    count = 0
+    try:
+        async for line in streams.messages():
+            count += 1
             try:
-                async for line in self._streams.messages():
-                    self._forward(line)
-            finally:
-                await channel.close()
+                incoming = envelope.decode(line)
+            except WireError as exc:
+                streams.write(envelope.error(exc.id, exc.code, exc.message))
+                continue
+            if era is None and incoming.kind == "request":
+                era = "modern" if _is_modern(incoming) else "legacy"
+            if era != "modern":
+                start(b"#%d" % count, answer_legacy(line))
+            elif incoming.kind == "request":
+                start(bytes(incoming.id), answer_modern(incoming))
+            elif incoming.method == "notifications/cancelled":
+                # A cancelled modern request gets no answer (MCP 2026-07-28, basic/utilities/cancellation).
+                task = tasks.get(bytes(envelope.fields(incoming.params).get("requestId", envelope.ABSENT)))
+                if task is not None:
+                    task.cancel()
+    finally:
+        session.close()
+        for task in list(tasks.values()):
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
-    def _forward(self, line: bytes) -> None:
-        if self._channel is None or self._streams is None:
-            return
+
+def _is_modern(incoming: Envelope) -> bool:
+    try:
+        meta = envelope.fields(incoming.params).get("_meta")
+        return meta is not None and revisions.PROTOCOL_VERSION in envelope.fields(meta)
+    except WireError:
+        return False
+
+
+async def serve_socket(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    door: Door,
+    modern: ModernEra,
+    profile_named: Callable[[str], Profile],
+) -> None:
+    """One connection to the gateway's own socket: its first line names a profile, the rest is stdio."""
+    try:
+        name = (await reader.readline()).decode("utf-8", "replace").strip()
         try:
-            incoming = envelope.decode(line)
-        except WireError as exc:
-            self._streams.write(envelope.error(exc.id, exc.code, exc.message))
+            profile = profile_named(name)
+        except CatalogError as exc:
+            writer.write(envelope.error(b"null", envelope.INVALID_PARAMS, str(exc)) + b"\n")
             return
-        if incoming.kind != "request":
-            self._channel.send(line)
-            return
-        self._count += 1
-        self._open[self._count] = incoming.id
-        if incoming.method == "initialize":
-            self._opening = bytes(incoming.id)
-        self._channel.send(line, self._count)
+        await serve_lines(LineStreams(reader, writer.transport), door, modern, profile)
+    finally:
+        writer.close()
 
-    def received(self, message: bytes) -> None:
-        if self._streams is None:
-            return
+
+async def pipe_stdio(socket: Path, profile: str) -> None:
+    """Join this process's stdio to the socket of a running gateway, byte for byte, until either ends."""
+    async with stdio_ends() as (stdin, stdout):
+        reader, writer = await asyncio.open_unix_connection(str(socket))
         try:
-            incoming = envelope.decode(message)
-        except WireError:
-            return
-        if incoming.kind == "response":
-            id = bytes(incoming.id)
-            self._open = {count: raw for count, raw in self._open.items() if bytes(raw) != id}
-            if id == self._opening and self._channel is not None:
-                self._opening = None
-                revision = envelope.fields(incoming.result).get("protocolVersion") if bytes(incoming.result) else None
-                if revision is not None:
-                    self._channel.negotiated(envelope.text(revision, "protocolVersion"))
-        self._streams.write(message)
+            writer.write(profile.encode() + b"\n")
+            upward = asyncio.get_running_loop().create_task(_pump(stdin, writer))
+            while data := await reader.read(READ_BYTES):
+                stdout.write(data)
+            upward.cancel()
+            await asyncio.gather(upward, return_exceptions=True)
+        finally:
+            writer.close()
 
-    def failed(self, id: int, error: errors.UpstreamError) -> None:
-        own = self._open.pop(id, None)
-        if own is not None and self._streams is not None:
-            self._streams.write(envelope.error(bytes(own), envelope.INTERNAL_ERROR, f"{error}. {error.retry}"))
 
-    def lost(self, reason: str) -> None:
-        for count in list(self._open):
-            self.failed(count, errors.UpstreamLost(reason))
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(READ_BYTES):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()

@@ -1,0 +1,354 @@
+"""The modern era, server side: every request stands alone (MCP revision 2026-07-28).
+
+Knows methods and what a request must carry; not the transport that carries it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from msgspec import Raw
+
+from catalog import Profile
+from gateway import __version__, bridge, door, errors
+from gateway.audit import AuditUnwritable
+from gateway.bridge import InputRequired
+from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
+from gateway.pool import Lease
+from gateway.upstream import LOG, Notice
+from gateway.wire import envelope, headers, revisions
+from gateway.wire.envelope import Envelope, Fields, WireError
+from policies import Principal
+
+_log: Final = logging.getLogger(__name__)
+
+LIST_TTL_MS: Final = 5_000
+"""How long a client may keep a list; changes are announced to those who listen."""
+MAX_EVENTS: Final = 1000
+MAX_LISTENERS: Final = 1024
+MAX_WATCHED: Final = 256
+EXTENSION_UI: Final = "io.modelcontextprotocol/ui"
+
+Send = Callable[[bytes], Awaitable[None]]
+HeaderValues = Mapping[bytes, list[bytes]]
+
+_SERVER_INFO: Final = envelope.raw({"name": "lockgate", "title": "Lockgate", "version": __version__})
+_FLAGS: Final = {
+    "toolsListChanged": "notifications/tools/list_changed",
+    "promptsListChanged": "notifications/prompts/list_changed",
+    "resourcesListChanged": "notifications/resources/list_changed",
+}
+
+
+class Answer(NamedTuple):
+    """The end of a request: a whole JSON-RPC message, and the error code in it (0 for a result)."""
+
+    message: bytes
+    code: int = 0
+
+
+class Rejected(Exception):
+    """A request that is wrong before anything is done: answered with this error."""
+
+    def __init__(self, code: int, message: str, data: object = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+
+class ModernCaller(Caller):
+    """The client behind one modern request."""
+
+    def lease(self) -> Lease | None:
+        asked = {name: raw for name, raw in self.capabilities.items() if name in bridge.CAPABILITY_OF.values()}
+        if not asked:
+            return None
+        raw = envelope.raw(asked)
+        digest = hashlib.sha256(bytes(raw)).hexdigest()[:16]
+        return Lease(("modern", self.principal.id, self.profile.name, digest), raw, exclusive=True)
+
+
+class ModernEra:
+    """Answers modern requests. One for the whole gateway; a request leaves nothing behind but parked calls."""
+
+    def __init__(self, the_door: Door) -> None:
+        self._door = the_door
+        self._listeners: set[_Listener] = set()
+
+    def close(self) -> None:
+        """End every listening stream with its result."""
+        for listener in self._listeners:
+            listener.end()
+
+    async def request(
+        self, incoming: Envelope, principal: Principal, profile: Profile, given: HeaderValues | None, send: Send
+    ) -> Answer:
+        """Answer one request; what precedes the answer goes to `send`. `given` are HTTP headers, None elsewhere."""
+        id = bytes(incoming.id)
+        try:
+            members = envelope.fields(incoming.params)
+            caller = self._caller(incoming.method, members, principal, profile, given)
+            return Answer(envelope.result(id, await self._result(id, incoming, members, caller, given, send)))
+        except Rejected as exc:
+            return Answer(envelope.error(id, exc.code, str(exc), exc.data), exc.code)
+        except WireError as exc:
+            return Answer(envelope.error(id, exc.code, exc.message), exc.code)
+        except _ErrorReply as exc:
+            return Answer(envelope.error_raw(id, exc.error), exc.code)
+        except errors.BadCursor as exc:
+            return Answer(envelope.error(id, envelope.INVALID_PARAMS, str(exc)), envelope.INVALID_PARAMS)
+        except errors.UnknownName as exc:
+            # -32602 for everything that is not there (MCP 2026-07-28), with the URI as the client spelled it.
+            data = {"uri": envelope.value(members["uri"])} if "uri" in members else None
+            return Answer(envelope.error(id, envelope.INVALID_PARAMS, str(exc), data), envelope.INVALID_PARAMS)
+        except errors.UpstreamError as exc:
+            return Answer(envelope.error(id, envelope.INTERNAL_ERROR, f"{exc}. {exc.retry}"), envelope.INTERNAL_ERROR)
+        except AuditUnwritable as exc:
+            _log.error("refusing calls: %s", exc)
+            text = "the audit log cannot be written; no call is answered"
+            return Answer(envelope.error(id, envelope.INTERNAL_ERROR, text), envelope.INTERNAL_ERROR)
+        except Exception:  # noqa: BLE001  # outermost border of a request
+            incident = secrets.token_hex(4)
+            _log.exception("incident %s in %s", incident, incoming.method)
+            text = f"internal error, incident {incident}"
+            return Answer(envelope.error(id, envelope.INTERNAL_ERROR, text), envelope.INTERNAL_ERROR)
+
+    # -- what a request must carry -----------------------------------------------------------
+
+    @staticmethod
+    def _caller(
+        method: str, members: Fields, principal: Principal, profile: Profile, given: HeaderValues | None
+    ) -> ModernCaller:
+        """
+        Raises:
+            Rejected: `_meta` or a header is missing or wrong; in the order the specification gives.
+        """
+        raw_meta = members.get("_meta", envelope.ABSENT)
+        if bytes(raw_meta)[:1] != b"{":
+            raise Rejected(envelope.INVALID_PARAMS, "params._meta must be an object with the required request keys")
+        meta = envelope.fields(raw_meta)
+        for key in (revisions.PROTOCOL_VERSION, revisions.CLIENT_CAPABILITIES):
+            if key not in meta:
+                raise Rejected(envelope.INVALID_PARAMS, f"params._meta lacks {key}")
+        version = envelope.text(meta[revisions.PROTOCOL_VERSION], revisions.PROTOCOL_VERSION)
+        if given is not None:
+            _check_headers(method, members, version, given)
+        if version not in revisions.MODERN:
+            data = {"supported": list(revisions.MODERN + revisions.LEGACY), "requested": version[:32]}
+            raise Rejected(envelope.UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version", data)
+        if bytes(meta[revisions.CLIENT_CAPABILITIES])[:1] != b"{":
+            raise Rejected(envelope.INVALID_PARAMS, f"{revisions.CLIENT_CAPABILITIES} must be an object")
+        caller = ModernCaller(principal, profile)
+        caller.capabilities = envelope.fields(meta[revisions.CLIENT_CAPABILITIES])
+        info = meta.get(revisions.CLIENT_INFO)
+        if info is not None and bytes(info)[:1] == b"{":
+            name = envelope.fields(info).get("name")
+            caller.client = envelope.text(name, "clientInfo.name")[:128] if name is not None else ""
+        level = meta.get(revisions.LOG_LEVEL)
+        if level is not None:
+            caller.log_level = envelope.text(level, revisions.LOG_LEVEL)
+            if caller.log_level not in LOG_LEVELS:
+                raise Rejected(envelope.INVALID_PARAMS, f"{revisions.LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}")
+        return caller
+
+    # -- methods -----------------------------------------------------------------------------
+
+    async def _result(
+        self,
+        id: bytes,
+        incoming: Envelope,
+        members: Fields,
+        caller: ModernCaller,
+        given: HeaderValues | None,
+        send: Send,
+    ) -> bytes:
+        method = incoming.method
+        if method in ROUTES:
+            if method == "tools/call" and given is not None:
+                self._check_mirrored(caller, members, given)
+            return await self._call(caller, method, bytes(incoming.params), send)
+        if method in LISTS:
+            page = await self._door.list(caller, method, bytes(incoming.params))
+            # What is listed depends on who asks, so no shared cache may keep it.
+            return _complete(page, ttl_ms=LIST_TTL_MS)
+        if method == "server/discover":
+            return self._discover(caller)
+        if method == "subscriptions/listen":
+            return await self._listen(id, members, caller, send)
+        raise Rejected(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
+
+    def _check_mirrored(self, caller: Caller, members: Fields, given: HeaderValues) -> None:
+        name = envelope.text(members.get("name", envelope.ABSENT), "name")
+        target = self._door.surface(caller).tools.get(name)
+        if target is None:
+            return
+        parameters = self._door.mirrored(target)
+        if parameters:
+            arguments = envelope.value(members.get("arguments", Raw(b"{}")))
+            problem = headers.mismatch(parameters, arguments, given)
+            if problem is not None:
+                raise Rejected(envelope.HEADER_MISMATCH, problem)
+
+    async def _call(self, caller: ModernCaller, method: str, params: bytes, send: Send) -> bytes:
+        async def notify(notice: Notice) -> None:
+            if notice.method != LOG or door.wants_log(caller, notice.params):
+                await send(envelope.notification(notice.method, notice.params))
+
+        try:
+            outcome = await self._door.call(caller, method, params, notify)
+        except errors.UpstreamError as exc:
+            if method != "tools/call":
+                raise
+            outcome = door.tool_error(f"{exc}. {exc.retry}")
+        if isinstance(outcome, InputRequired):
+            return self._input_required(outcome)
+        if outcome.result is None:
+            raise _ErrorReply(outcome.error or b"{}")
+        return _complete(outcome.result, ttl_ms=0 if method == "resources/read" else None)
+
+    def _input_required(self, required: InputRequired) -> bytes:
+        members: Fields = {
+            "resultType": Raw(b'"input_required"'),
+            "requestState": envelope.raw(self._door.sealed(required)),
+            "_meta": envelope.raw({revisions.SERVER_INFO: _SERVER_INFO}),
+        }
+        if required.requests:
+            members["inputRequests"] = envelope.raw(required.requests)
+        return envelope.encode(members)
+
+    def _discover(self, caller: Caller) -> bytes:
+        answer: dict[str, Any] = {
+            "supportedVersions": list(revisions.MODERN),
+            "capabilities": {
+                "tools": {"listChanged": True},
+                "prompts": {"listChanged": True},
+                "resources": {"listChanged": True, "subscribe": True},
+                "completions": {},
+                "logging": {},
+            },
+        }
+        if instructions := self._door.instructions(caller):
+            answer["instructions"] = instructions
+        return _complete(envelope.encode(answer), ttl_ms=LIST_TTL_MS)
+
+    async def _listen(self, id: bytes, members: Fields, caller: ModernCaller, send: Send) -> bytes:
+        """`subscriptions/listen`: acknowledge, then pass on what was asked for until the gateway or the client ends
+        it."""
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise Rejected(envelope.INTERNAL_ERROR, "too many listeners; try again later")
+        wanted = envelope.fields(members.get("notifications", envelope.ABSENT))
+        honoured: dict[str, object] = {flag: True for flag in _FLAGS if bytes(wanted.get(flag, b"")) == b"true"}
+        uris = [envelope.text(raw, "resourceSubscriptions") for raw in _uris(wanted)]
+        if len(uris) > MAX_WATCHED:
+            raise Rejected(envelope.INVALID_PARAMS, f"resourceSubscriptions holds at most {MAX_WATCHED} URIs")
+        listener = _Listener(caller, id, frozenset(_FLAGS[flag] for flag in honoured))
+        self._listeners.add(listener)
+        self._door.enter(listener)
+        try:
+            watched = []
+            for uri in uris:
+                try:
+                    await self._door.subscribe(listener, uri)
+                    watched.append(uri)
+                except (errors.UnknownName, errors.UpstreamError) as exc:
+                    _log.info("not watching a resource: %s", exc)
+            if watched:
+                honoured["resourceSubscriptions"] = watched
+            await send(listener.stamped("notifications/subscriptions/acknowledged", {"notifications": honoured}))
+            async for message in listener.messages():
+                await send(message)
+        finally:
+            self._listeners.discard(listener)
+            self._door.leave(listener)
+        return _complete(b"{}", ttl_ms=None, meta={revisions.SUBSCRIPTION_ID: Raw(id)})
+
+
+class _Listener(ModernCaller):
+    """One open `subscriptions/listen` stream."""
+
+    def __init__(self, caller: ModernCaller, id: bytes, methods: frozenset[str]) -> None:
+        super().__init__(caller.principal, caller.profile, caller.client)
+        self._id = id
+        self._methods = methods
+        self._events: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._ended = False
+
+    def deliver(self, method: str, params: bytes) -> None:
+        if method not in self._methods and method != door.UPDATED:
+            return
+        if len(self._events) >= MAX_EVENTS:
+            # A client that does not read is told so by the end of its stream; it asks again and lists again.
+            self.end()
+            return
+        self._events.append(self.stamped(method, envelope.fields(params)))
+        self._wake.set()
+
+    def lease(self) -> Lease | None:
+        return None
+
+    def stamped(self, method: str, members: Mapping[str, object]) -> bytes:
+        meta = {revisions.SUBSCRIPTION_ID: Raw(self._id)}
+        return envelope.notification(method, envelope.encode({**members, "_meta": meta}))
+
+    async def messages(self) -> Any:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._ended:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def end(self) -> None:
+        self._ended = True
+        self._wake.set()
+
+
+class _ErrorReply(Exception):
+    """The server's own error, passed on with the code this revision wants."""
+
+    def __init__(self, error: bytes) -> None:
+        members = envelope.fields(error)
+        self.code = int(envelope.value(members.get("code", Raw(b"0"))))
+        if self.code == envelope.RESOURCE_NOT_FOUND:
+            self.code = envelope.INVALID_PARAMS
+            members["code"] = envelope.raw(self.code)
+        self.error = envelope.encode(members)
+        super().__init__(self.code)
+
+
+def _check_headers(method: str, members: Fields, version: str, given: HeaderValues) -> None:
+    """The headers that repeat the body must be there once and say the same."""
+    expected: list[tuple[bytes, str]] = [(b"mcp-protocol-version", version), (b"mcp-method", method)]
+    member = headers.NAME_OF.get(method)
+    if member is not None and member in members:
+        expected.append((b"mcp-name", envelope.text(members[member], member)))
+    for name, value in expected:
+        values = given.get(name, [])
+        if len(values) != 1 or headers.decode(values[0].decode("latin-1").strip()) != value:
+            text = f"header {name.decode()} is missing, repeated, or does not equal the request"
+            raise Rejected(envelope.HEADER_MISMATCH, text)
+
+
+def _uris(wanted: Fields) -> list[Raw]:
+    raw = wanted.get("resourceSubscriptions")
+    return envelope.items(raw) if raw is not None and bytes(raw) != b"null" else []
+
+
+def _complete(result: bytes, *, ttl_ms: int | None, meta: Mapping[str, object] | None = None) -> bytes:
+    """A result with what this revision wants in it: its type, who served it and, for cacheable ones, for how long."""
+    members = envelope.fields(result)
+    members.setdefault("resultType", Raw(b'"complete"'))
+    if ttl_ms is not None:
+        members.setdefault("ttlMs", envelope.raw(ttl_ms))
+        members["cacheScope"] = Raw(b'"private"')
+    stamped: dict[str, object] = dict(envelope.fields(members["_meta"])) if "_meta" in members else {}
+    stamped[revisions.SERVER_INFO] = _SERVER_INFO
+    members["_meta"] = envelope.raw({**stamped, **(meta or {})})
+    return envelope.encode(members)
