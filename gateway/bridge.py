@@ -48,9 +48,8 @@ class InputRequired(NamedTuple):
     ticket: Ticket
 
 
-class
-Parked:
-    """A call to a legacy server that is still open there, with the questions it waits for. Owns its connection's lease."""
+class Parked:
+    """A call to a legacy server that is still open there, with the questions it waits for. Owns its lease."""
 
     def __init__(self, upstream: Upstream, call: Call, questions: dict[str, Question]) -> None:
         self.upstream = upstream

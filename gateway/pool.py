@@ -146,10 +146,9 @@ class Pool:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
 
-    async def connection(self, id: str, lease: Lease | None = None) ->
-    Upstream:
-        """The live connection all callers share, or one's own under a lease; started if need be, with concurrent callers
-        sharing one start. An exclusive one must be given back with `free`.
+    async def connection(self, id: str, lease: Lease | None = None) -> Upstream:
+        """The live connection all callers share, or one's own under a lease; started if need be, with concurrent
+        callers sharing one start. An exclusive one must be given back with `free`.
 
         Raises:
             UpstreamUnavailable: it cannot be started; says why, and when the next attempt is allowed.
