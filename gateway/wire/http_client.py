@@ -16,8 +16,11 @@ import httptools
 CONNECT_TIMEOUT_S: Final = 10.0
 MAX_CONNECTIONS: Final = 256
 MAX_WAITING: Final = 1024
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Status line and headers of one answer."""
 MAX_IDLE_S: Final = 4.0
 """Servers commonly close idle connections after 5 s; ours are dropped before, so that no request meets a dying one."""
+CLOSED: Final = "this client was closed"
 
 
 class HttpFailure(Exception):
@@ -52,6 +55,11 @@ class Exchange:
         self.sink: Sink | None = sink
         self.connection: _Connection | None = None
 
+    def fail(self, failure: HttpFailure) -> None:
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.failed(failure)
+
     def abort(self) -> None:
         self.sink = None
         if self.connection is not None:
@@ -68,23 +76,34 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._headers: dict[str, str] = {}
         self._parser = httptools.HttpResponseParser(self)
-        self._answered = False
+        self._head_bytes = 0
+        self._in_body = False
+        self._ends_with_connection = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def carry(self, exchange: Exchange, request: bytes) -> None:
         self._exchange = exchange
-        self._answered = False
+        self._head_bytes = 0
+        self._in_body = self._ends_with_connection = False
         exchange.connection = self
         assert self._transport is not None  # noqa: S101  # set before the pool ever sees the connection
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        if self._exchange is None:
+            self.close()  # an answer to nothing; the next request must not meet it
+            return
+        if not self._in_body:
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(f"the server's answer is not HTTP/1.1: {exc}")
+            self.close()
+        if not self._in_body and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(f"the headers of the server's answer are over {MAX_HEAD_BYTES} bytes")
             self.close()
 
     def on_message_begin(self) -> None:
@@ -94,7 +113,11 @@ class _Connection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        self._answered = True
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._in_body = True
+            # RFC 9112, section 6.3: without a length, and if there may be a body, it ends with the connection.
+            self._ends_with_connection = not ({"content-length", "transfer-encoding"} & self._headers.keys())
         if self._exchange is not None and self._exchange.sink is not None:
             self._exchange.sink.head(self._parser.get_status_code(), self._headers)
 
@@ -116,12 +139,16 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._origin.forget(self)
+        if exc is None and self._ends_with_connection and self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            if exchange.sink is not None:
+                exchange.sink.done()
         self._fail("the server closed the connection" if exc is None else f"the connection failed: {exc}")
 
     def _fail(self, reason: str) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.sink is not None:
-            exchange.sink.failed(HttpFailure(reason, sent=True))
+        if exchange is not None:
+            exchange.fail(HttpFailure(reason, sent=True))
 
     @property
     def usable(self) -> bool:
@@ -148,7 +175,7 @@ class HttpOrigin:
         self._connecting = 0
         self._max = max_connections
         self._waiting: deque[tuple[Exchange, bytes]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Exchange] = {}
         self._closed = False
 
     def request(self, method: str, target: str, headers: bytes, body: bytes, sink: Sink) -> Exchange:
@@ -168,16 +195,21 @@ class HttpOrigin:
         connection = self._take_idle()
         if connection is not None:
             connection.carry(exchange, request)
+        elif self._closed:
+            sink.failed(HttpFailure(CLOSED, sent=False))
         elif len(self._open) + self._connecting < self._max:
-            self._connecting += 1
-            task = asyncio.get_running_loop().create_task(self._connect(exchange, request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(exchange, request)
         elif len(self._waiting) < MAX_WAITING:
             self._waiting.append((exchange, request))
         else:
             sink.failed(HttpFailure(f"{MAX_WAITING} requests already wait for {self.authority}", sent=False))
         return exchange
+
+    def _begin(self, exchange: Exchange, request: bytes) -> None:
+        self._connecting += 1
+        task = asyncio.get_running_loop().create_task(self._connect(exchange, request))
+        self._tasks[task] = exchange
+        task.add_done_callback(self._tasks.pop)
 
     def _take_idle(self) -> _Connection | None:
         now = asyncio.get_running_loop().time()
@@ -200,8 +232,8 @@ class HttpOrigin:
                     )
         except (OSError, TimeoutError) as exc:
             reason = str(exc) or f"no connection within {CONNECT_TIMEOUT_S:g} s"
-            if exchange.sink is not None:
-                exchange.sink.failed(HttpFailure(f"cannot connect to {self.authority}: {reason}", sent=False))
+            exchange.fail(HttpFailure(f"cannot connect to {self.authority}: {reason}", sent=False))
+            self._next_waiting()
             return
         finally:
             self._connecting -= 1
@@ -227,19 +259,25 @@ class HttpOrigin:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
+        self._next_waiting()
+
+    def _next_waiting(self) -> None:
+        """There is room for one connection more."""
         if self._waiting and not self._closed:
-            exchange, request = self._waiting.popleft()
-            self._connecting += 1
-            task = asyncio.get_running_loop().create_task(self._connect(exchange, request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(*self._waiting.popleft())
 
     async def aclose(self) -> None:
         self._closed = True
-        self._waiting.clear()
-        for task in self._tasks:
+        while self._waiting:
+            exchange, _ = self._waiting.popleft()
+            exchange.fail(HttpFailure(CLOSED, sent=False))
+        connecting = dict(self._tasks)
+        for task in connecting:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*connecting, return_exceptions=True)
+        for exchange in connecting.values():
+            if exchange.connection is None:
+                exchange.fail(HttpFailure(CLOSED, sent=False))
         for connection in list(self._open):
             connection.close()
 
