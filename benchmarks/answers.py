@@ -4,21 +4,30 @@ Knows MCP's echo tool; no transport."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
-REVISION: Final = "2025-11-25"
+Era = Literal["legacy", "modern"]
+LEGACY: Final = "2025-11-25"
+MODERN: Final = "2026-07-28"
+_INFO: Final = {"name": "lockgate-benchmark", "version": "1"}
 INITIALIZE: Final = msgspec.json.encode(
     {
         "jsonrpc": "2.0",
         "id": 0,
         "method": "initialize",
         "params": {
-            "protocolVersion": REVISION,
+            "protocolVersion": LEGACY,
             "capabilities": {},
-            "clientInfo": {"name": "lockgate-benchmark", "version": "1"},
+            "clientInfo": _INFO,
         },
+    }
+)
+MODERN_META: Final = msgspec.json.encode(
+    {
+        f"io.modelcontextprotocol/{key}": value
+        for key, value in {"protocolVersion": MODERN, "clientInfo": _INFO, "clientCapabilities": {}}.items()
     }
 )
 INITIALIZED: Final = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
@@ -45,11 +54,12 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-def call(tool: bytes, id: int) -> bytes:
-    """A tools/call whose argument no other call has."""
+def call(tool: bytes, id: int, era: Era = "legacy") -> bytes:
+    """A tools/call whose argument no other call of its caller has."""
+    meta = b',"_meta":' + MODERN_META if era == "modern" else b""
     return (
-        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":{"message":"call %d"}}}'
-        % (id, tool, id)
+        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":{"message":"call %d"}%b}}'
+        % (id, tool, id, meta)
     )
 
 

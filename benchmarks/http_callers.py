@@ -1,4 +1,4 @@
-"""Callers over Streamable HTTP, each with its own connection and session, with no more HTTP than that takes.
+"""Callers over Streamable HTTP, each with its own connection (and session), with no more HTTP than that takes.
 
 Knows nothing of gateways: the same code, at the same cost, calls a server directly."""
 
@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from benchmarks import answers
-from benchmarks.answers import WrongAnswer
+from benchmarks.answers import Era, WrongAnswer
 
 if TYPE_CHECKING:
     from benchmarks.load import Meter
 
 
 class HttpCaller(asyncio.Protocol):
-    """One connection, one session, one call at a time."""
+    """One connection, one call at a time; in the legacy era one session, too."""
 
-    def __init__(self, authority: str, path: str, tool: str, reply_prefix: str) -> None:
+    def __init__(self, authority: str, path: str, tool: str, reply_prefix: str, era: Era) -> None:
+        self._era = era
         self._prefix = reply_prefix
         self._tool = tool.encode()
         self._line = f" {path} HTTP/1.1\r\nHost: {authority}\r\n".encode()
@@ -42,16 +43,21 @@ class HttpCaller(asyncio.Protocol):
         return await self._waiter
 
     async def open_session(self) -> None:
+        if self._era == "modern":
+            revision, tool = answers.MODERN.encode(), self._tool
+            self._head += b"MCP-Protocol-Version: %b\r\nMcp-Method: tools/call\r\nMcp-Name: %b\r\n" % (revision, tool)
+            return
         head, _ = await self._ask(b"POST", answers.INITIALIZE)
         for line in head.split(b"\r\n"):
             name, _, value = line.partition(b":")
             if name.lower() == b"mcp-session-id":
                 self._head += b"Mcp-Session-Id: %b\r\n" % value.strip()
-        self._head += b"MCP-Protocol-Version: %b\r\n" % answers.REVISION.encode()
+        self._head += b"MCP-Protocol-Version: %b\r\n" % answers.LEGACY.encode()
         await self._ask(b"POST", answers.INITIALIZED)
 
     async def close_session(self) -> None:
-        await self._ask(b"DELETE", b"")
+        if self._era == "legacy":
+            await self._ask(b"DELETE", b"")
         if self._transport is not None:
             self._transport.close()
 
@@ -63,7 +69,7 @@ class HttpCaller(asyncio.Protocol):
 
     def _call(self) -> None:
         self._id += 1
-        body = answers.call(self._tool, self._id)
+        body = answers.call(self._tool, self._id, self._era)
         self._started_ns = time.perf_counter_ns()
         self._send(b"POST", body)
 
@@ -143,7 +149,8 @@ def message_in(body: bytes) -> bytes:
 class HttpCallers:
     """Several of them."""
 
-    def __init__(self, url: str, tool: str, reply_prefix: str, count: int) -> None:
+    def __init__(self, url: str, tool: str, reply_prefix: str, era: Era, count: int) -> None:
+        self._era: Era = era
         self._parts = urlsplit(url)
         self._tool = tool
         self._prefix = reply_prefix
@@ -155,7 +162,7 @@ class HttpCallers:
         parts = self._parts
         for _ in range(self._count):
             _, caller = await loop.create_connection(
-                lambda: HttpCaller(parts.netloc, parts.path, self._tool, self._prefix),
+                lambda: HttpCaller(parts.netloc, parts.path, self._tool, self._prefix, self._era),
                 parts.hostname or "",
                 parts.port or 80,
             )

@@ -5,6 +5,7 @@ Knows how to have them running; not how often they are called, nor what is made 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import anyio
+import msgspec
 
 from benchmarks.containers import Engine, Twin
 from benchmarks.gateways import GatewayProcess
@@ -55,7 +57,10 @@ def subjects(stack: ExitStack, folder: Path) -> Iterator[Subject]:
     main = GatewayProcess(folder / "main", "docker" if engine is not None else "process", entries)
     stack.enter_context(main)
     for name, title, direct in http:
-        yield Subject(name, title, direct, _through(main, name, direct.reply_prefix, direct.server_pids))
+        through = _through(main, name, direct.reply_prefix, direct.server_pids)
+        yield Subject(name, title, direct, through)
+        if name == "sdk":
+            yield Subject("sdk-modern", f"{title}, stateless callers", modern(direct), modern(through))
     yield from _processes(stack, folder, shipped["time"], npm if everything is not None else None, everything)
     if engine is not None:
         original = engine.of_gateway(main.id)
@@ -66,6 +71,11 @@ def subjects(stack: ExitStack, folder: Path) -> Iterator[Subject]:
             Order("echo", EVERYTHING_PREFIX, container=twin.id, socket=engine.path, server_pids=tree(twin.pid)),
             _through(main, "everything", EVERYTHING_PREFIX, tree(original["State"]["Pid"])),
         )
+
+
+def modern(order: Order) -> Order:
+    """The same calls in the stateless era."""
+    return msgspec.structs.replace(order, era="modern")
 
 
 def _through(gateway: GatewayProcess, server: str, prefix: str, server_pids: tuple[int, ...]) -> Order:
@@ -112,7 +122,7 @@ def _processes(
     yield Subject(
         "process-lean",
         "process, bare Python",
-        Order("echo", "", argv=("python3", *argv[1:])),
+        Order("echo", "", argv=(sys.executable, *argv[1:])),
         _through(gateway, "echo", "", tree_running(gateway.pid, "tools/call")),
     )
 

@@ -15,15 +15,17 @@ for line in sys.stdin.buffer:
     if "id" not in message:
         continue
     params = message.get("params", {})
-    result: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     match message["method"]:
         case "tools/call":
-            result = {"content": [{"type": "text", "text": params["arguments"]["message"]}]}
+            answer["result"] = {"content": [{"type": "text", "text": params["arguments"]["message"]}]}
         case "tools/list":
-            result = {"tools": [TOOL]}
+            answer["result"] = {"tools": [TOOL]}
         case "initialize":
             info = {"name": "echo", "version": "1"}
             version = params["protocolVersion"]
-            result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}
-    sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\n")
+            answer["result"] = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}
+        case _:
+            answer["error"] = {"code": -32601, "message": "Method not found"}
+    sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}).encode() + b"\n")
     sys.stdout.buffer.flush()

@@ -35,18 +35,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 def answer(message: Message) -> bytes:
-    """The result for one request."""
+    """The answer to one request, without its id."""
     match message.method:
         case "tools/call":
-            return _encode({"content": [{"type": "text", "text": message.params.arguments["message"]}]})
+            return b'"result":' + _encode({"content": [{"type": "text", "text": message.params.arguments["message"]}]})
         case "tools/list":
-            return _encode({"tools": [TOOL]})
+            return b'"result":' + _encode({"tools": [TOOL]})
         case "initialize":
-            info = {"name": "lean", "version": "1"}
             version = message.params.protocolVersion
-            return _encode({"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info})
+            info = {"name": "lean", "version": "1"}
+            return b'"result":' + _encode(
+                {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}
+            )
         case _:
-            return b"{}"
+            return b'"error":{"code":-32601,"message":"Method not found"}'
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -61,7 +63,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         message = _decoder.decode(b"".join(parts))
         status = 202
         if bytes(message.id):
-            status, body = 200, b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (bytes(message.id), answer(message))
+            status, body = 200, b'{"jsonrpc":"2.0","id":%b,%b}' % (bytes(message.id), answer(message))
     elif scope["method"] == "DELETE":
         status = 200
     headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"mcp-session-id", b"lean")]
