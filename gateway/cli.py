@@ -12,7 +12,7 @@ import typer
 from catalog import CatalogError
 from engine import EngineError
 from gateway import __version__, errors
-from gateway.commands import catalog, check, image, model, serve, server, stdio, tools
+from gateway.commands import agent, catalog, check, image, model, serve, server, stdio, tools
 
 app = typer.Typer(
     name="lockgate",
@@ -28,6 +28,7 @@ app.add_typer(tools.app, name="tools", help="List and call the tools of a profil
 app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
 app.add_typer(image.app, name="image", help="Build local images of catalogue entries.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
+app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")
 app.add_typer(catalog.app, name="catalog", help="Check and search the catalogue.")
 
 

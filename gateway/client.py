@@ -5,7 +5,7 @@ Knows the endpoint like any client does; nothing here reaches a server except th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -89,7 +89,7 @@ class GatewayClient:
             raise GatewayRefused(str(body.get("error", f"HTTP {answer.status}")))
         return body
 
-    async def chat(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Stream chat.completion.chunk objects from the gateway's model; closing the iterator cancels.
 
         Raises:
