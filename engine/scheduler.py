@@ -125,14 +125,14 @@ class Scheduler:
         self._admit()
         batch: list[tuple[int, int, int, bool]] = []
         ready: list[tuple[_Slot, int]] = []
+        growth: list[tuple[_Slot, Sequence[int]]] = []  # in the cache once the batch is computed, not before
         active = [slot for slot in self._slots if slot.run]
         for slot in active:
             if slot.run and slot.run.next_token is not None:
                 ready.append((slot, len(batch)))
                 batch.append((slot.run.next_token, len(slot.cached), slot.index, True))
-                slot.cached.append(slot.run.next_token)
+                growth.append((slot, [slot.run.next_token]))
         budget = min(PROMPT_CHUNK, self._model.n_batch - len(batch)) if batch else self._model.n_batch
-        chunked: list[_Slot] = []
         for slot in sorted(active, key=lambda slot: slot.run.request.id if slot.run else 0):
             run = slot.run
             if run is None or run.next_token is not None or budget == 0 or self._must_wait(slot, run):
@@ -145,13 +145,13 @@ class Scheduler:
                 ready.append((slot, len(batch) + len(chunk) - 1))
             for offset, token in enumerate(chunk):
                 batch.append((token, start + offset, slot.index, is_last and offset == len(chunk) - 1))
-            slot.cached.extend(chunk)
-            chunked.append(slot)
+            growth.append((slot, chunk))
         if not batch:
             return
         self._compute(batch)
-        for slot in chunked:
-            if slot.run:
+        for slot, tokens in growth:
+            slot.cached.extend(tokens)
+            if slot.run and slot.run.next_token is None:
                 self._report(slot.run, len(slot.cached))
         for slot, index in ready:
             if slot.run:

@@ -33,6 +33,7 @@ from gateway.commands.running import AsJson, ProfileOption, err, print_json, run
 app = typer.Typer(no_args_is_help=True)
 
 SHOWN_CHARS: Final = 600
+INDENT: Final = "\n" + " " * 10
 _defaults: Final = Budget()
 
 
@@ -149,15 +150,12 @@ def _show(event: Event) -> None:
         case ToolReturned():
             text = event.text if len(event.text) <= SHOWN_CHARS else event.text[:SHOWN_CHARS] + " …"
             printable = "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
-            typer.echo(
-                f"  {'error  ' if event.is_error else 'result '} {printable.strip().replace(chr(10), chr(10) + ' ' * 10)}"
-            )
+            typer.echo(f"  {'error ' if event.is_error else 'result'}  " + printable.strip().replace("\n", INDENT))
         case Answered():
             typer.echo(f"answer  {event.text}")
         case Stopped():
             if event.reason != "answered":
-                err.print(
-                    f"stopped: {event.reason} after {event.steps} steps, {event.calls} calls, {event.tokens} tokens"
-                )
+                used = f"{event.steps} steps, {event.calls} calls, {event.tokens} tokens"
+                err.print(f"stopped: {event.reason} after {used}")
         case TextWritten():
             pass
