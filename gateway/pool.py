@@ -274,7 +274,8 @@ class Pool:
             raise errors.UpstreamUnavailable(f"server {entry.id} was not ready to start in time") from exc
         if server.state != "running":
             server.state = "starting"
-        known = server.listing.era if server.listing is not None else None
+        old_transport = entry.remote is not None and entry.remote.transport == "sse"
+        known: Era | None = "legacy" if old_transport else server.listing.era if server.listing is not None else None
         try:
             return await self._open(server, connection, runtime, known)
         except errors.UpstreamLost as exc:

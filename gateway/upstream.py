@@ -424,6 +424,9 @@ class Upstream:
         else:
             call.push(question)
 
+    def waits_for(self, id: int) -> bool:
+        return id in self._calls
+
     def failed(self, id: int, error: errors.UpstreamError) -> None:
         call = self._calls.pop(id, None)
         if call is not None:

@@ -11,30 +11,37 @@ from urllib.parse import urlsplit
 
 from catalog import Entry
 from gateway import errors
+from gateway.runtimes.old_sse import SseChannel
 from gateway.serverlog import ServerLog
 from gateway.wire import headers
-from gateway.wire.channel import MAX_MESSAGE_BYTES, Receiver, Routing
+from gateway.wire.channel import MAX_MESSAGE_BYTES, Channel, Receiver, Routing
 from gateway.wire.http_client import Exchange, HttpFailure, HttpOrigin
 from gateway.wire.revisions import Era
-from gateway.wire.sse import EventReader, EventTooLarge
+from gateway.wire.sse import Event, EventReader, EventTooLarge
 
 LISTEN_RETRIES: Final = 5
 """Attempts to reopen a listening stream that ends without a word; a server that always ends it wants none."""
 LISTEN_PAUSE_S: Final = 1.0
+MAX_PAUSE_S: Final = 60.0
+RESUME_TRIES: Final = 10
 CLOSE_TIMEOUT_S: Final = 2.0
 
 
 class RemoteRuntime:
-    """Opens HTTP channels; nothing is started."""
+    """Opens channels to URLs; nothing is started."""
 
     name = "remote"
 
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """There is nothing to fetch."""
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> HttpChannel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
         if entry.remote is None:
             raise errors.UpstreamUnavailable(f"entry {entry.id} names no remote URL")
+        if entry.remote.transport == "sse":
+            channel = SseChannel(entry.remote.url, entry.remote.headers, receiver, log)
+            await channel.connect()
+            return channel
         return HttpChannel(entry.remote.url, entry.remote.headers, receiver, log)
 
     async def aclose(self) -> None:
@@ -58,6 +65,7 @@ class HttpChannel:
         self._post_head = b""
         self._exchanges: dict[int, Exchange] = {}
         self._listener: asyncio.Task[None] | None = None
+        self._resuming: set[asyncio.Task[None]] = set()
         self._lost = False
         self._write_head()
 
@@ -102,6 +110,9 @@ class HttpChannel:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
+        for task in self._resuming:
+            task.cancel()
+        await asyncio.gather(*self._resuming, return_exceptions=True)
         for exchange in list(self._exchanges.values()):
             exchange.abort()
         if self._session:
@@ -135,6 +146,30 @@ class HttpChannel:
             self._session = ""
             self.receiver.lost("the remote server ended the session")
 
+    def resume(self, id: int, event_id: bytes, pause_s: float) -> None:
+        """Fetch the rest of a POST's stream that ended before its answer (MCP 2025-11-25, "Resumability")."""
+        task = asyncio.get_running_loop().create_task(self._resume(id, event_id, pause_s))
+        self._resuming.add(task)
+        task.add_done_callback(self._resuming.discard)
+
+    async def _resume(self, id: int, event_id: bytes, pause_s: float) -> None:
+        for _ in range(RESUME_TRIES):
+            await asyncio.sleep(pause_s)
+            sink = _ListenSink(self, id)
+            last = b"Last-Event-ID: %b\r\n" % event_id
+            head = self._fixed + b"Accept: text/event-stream\r\n" + last + self._session_head()
+            exchange = self._exchanges[id] = self._origin.request("GET", self._target, head, b"", sink)
+            try:
+                await sink.ended.wait()
+            except asyncio.CancelledError:
+                exchange.abort()
+                raise
+            self.finished(id)
+            event_id = sink.last_id or event_id
+            if not self.receiver.waits_for(id) or sink.status != 200:
+                break
+        self.receiver.failed(id, errors.UpstreamLost("the server ended the stream without an answer"))
+
     # -- listening ---------------------------------------------------------------------------
 
     async def _listen(self) -> None:
@@ -151,7 +186,12 @@ class HttpChannel:
             if sink.status != 200:
                 return
             retries = 0 if sink.heard else retries + 1
-            await asyncio.sleep(sink.retry_s)
+            await asyncio.sleep(max(sink.retry_s, LISTEN_PAUSE_S))
+
+
+def _pause_s(event: Event, before: float) -> float:
+    """How long the server wants us to wait before we come back."""
+    return before if event.retry_ms is None else min(event.retry_ms / 1000, MAX_PAUSE_S)
 
 
 def _routing_head(routing: Routing) -> bytes:
@@ -171,6 +211,8 @@ class _PostSink:
         self._id = id
         self._status = 0
         self._events: EventReader | None = None
+        self._last_id: bytes | None = None
+        self._retry_s = LISTEN_PAUSE_S
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -189,6 +231,8 @@ class _PostSink:
             return
         try:
             for event in self._events.feed(data):
+                self._last_id = event.id or self._last_id
+                self._retry_s = _pause_s(event, self._retry_s)
                 if event.data:
                     self._channel.receiver.received(event.data, self._id)
         except EventTooLarge:
@@ -198,7 +242,10 @@ class _PostSink:
         self.open = False
         self._channel.finished(self._id)
         if self._events is not None:
-            self._end(errors.UpstreamLost("the server ended the stream without an answer"))
+            if self._id is not None and self._last_id is not None and self._channel.receiver.waits_for(self._id):
+                self._channel.resume(self._id, self._last_id, self._retry_s)
+            else:
+                self._end(errors.UpstreamLost("the server ended the stream without an answer"))
         elif self._size > MAX_MESSAGE_BYTES:
             self._end(errors.UpstreamInvalid("the server's answer is over the size limit"))
         elif self._status == 200:
@@ -232,9 +279,11 @@ class _PostSink:
 
 
 class _ListenSink:
-    """Reads the stream of a GET, or the bare answer of a DELETE."""
+    """Reads the stream of a GET, or the bare answer of a DELETE. `id` is the request whose stream is resumed."""
 
-    def __init__(self, channel: HttpChannel) -> None:
+    def __init__(self, channel: HttpChannel, id: int | None = None) -> None:
+        self.last_id: bytes | None = None
+        self._id = id
         self.status = 0
         self.heard = False
         self.retry_s = LISTEN_PAUSE_S
@@ -250,11 +299,11 @@ class _ListenSink:
             return
         try:
             for event in self._events.feed(data):
-                if event.retry_ms is not None:
-                    self.retry_s = min(max(event.retry_ms / 1000, LISTEN_PAUSE_S), 60.0)
+                self.last_id = event.id or self.last_id
+                self.retry_s = _pause_s(event, self.retry_s)
                 if event.data:
                     self.heard = True
-                    self._channel.receiver.received(event.data)
+                    self._channel.receiver.received(event.data, self._id)
         except EventTooLarge:
             self.status = 0
 

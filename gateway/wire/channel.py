@@ -23,13 +23,16 @@ class Routing(NamedTuple):
 
 
 class Receiver(Protocol):
-    """Who reads a channel. All three are called on the event loop and must not block."""
+    """Who reads a channel. All are called on the event loop and must not block."""
 
     def received(self, message: bytes, id: int | None = None) -> None:
         """One whole message, without its line break. `id` is the request on whose stream it came, if that is known."""
 
     def failed(self, id: int, error: UpstreamError) -> None:
         """The request with this id will get no answer; the channel itself still works."""
+
+    def waits_for(self, id: int) -> bool:
+        """Whether a request still lacks its answer."""
 
     def lost(self, reason: str) -> None:
         """The channel is gone; called once, nothing follows."""

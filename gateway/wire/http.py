@@ -5,7 +5,7 @@ Knows HTTP, streams and session ids; methods belong to the era behind it, which 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -22,8 +22,13 @@ from policies import Principal
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 MAX_SESSIONS: Final = 10_000
 SESSION_IDLE_S: Final = 1800.0
-MAX_OUTBOX: Final = 1000
-"""Messages kept for a client that has no listening stream open; the oldest are dropped first."""
+MAX_EVENTS: Final = 1000
+MAX_LOG_BYTES: Final = 4 * 1024 * 1024
+MAX_LOGS: Final = 32
+"""What is kept of each stream, and how many streams of a session, for clients that come back."""
+RETRY_MS: Final = 1000
+PRIMED_FROM: Final = "2025-11-25"
+"""Older clients may not expect an event without a message."""
 MAX_BATCH: Final = 100
 KEEP_ALIVE_S: Final = 25.0
 
@@ -47,8 +52,62 @@ _SSE: Final = (
 )
 
 
+class EventLog:
+    """The events of one stream, kept for a client that loses the connection and comes back with Last-Event-ID.
+
+    Ids are `STREAM-NUMBER`. Bounded: the oldest events go first.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.finished = False
+        self.sent = 0
+        """The number of the last event handed to a connection."""
+        self._last = 0
+        self._events: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+
+    def add(self, message: bytes, *, last: bool = False) -> bytes:
+        """Keep a message and return it as an event."""
+        self._last += 1
+        event = sse.event(envelope.one_line(message), f"{self.name}-{self._last}".encode())
+        self._events.append((self._last, event))
+        self._bytes += len(event)
+        while (self._bytes > MAX_LOG_BYTES or len(self._events) > MAX_EVENTS) and len(self._events) > 1:
+            self._bytes -= len(self._events.popleft()[1])
+        self.finished = last
+        self._wake.set()
+        return event
+
+    def priming(self) -> bytes:
+        """The first event of a stream: an id to come back with, and when (MCP 2025-11-25, basic/transports)."""
+        return b"id: %b-0\nretry: %d\ndata: \n\n" % (self.name.encode(), RETRY_MS)
+
+    def since(self, number: int) -> bytes:
+        """Everything after an event, ready to send."""
+        self.sent = self._last
+        return b"".join(event for n, event in self._events if n > number)
+
+    async def more(self, number: int) -> bool:
+        """Wait for events after `number`, at most `KEEP_ALIVE_S`; False if none came."""
+        if self._last > number:
+            return True
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return self._last > number
+
+    def end(self) -> None:
+        self.finished = True
+        self._wake.set()
+
+
 class HttpSession:
-    """A legacy session with its id, its listening stream and what waits for that stream."""
+    """A legacy session with its id, its listening stream and the streams that may be resumed."""
 
     def __init__(self, door: Door, principal: Principal, profile: Profile) -> None:
         self.era = LegacySession(door, principal, profile, self._keep)
@@ -57,29 +116,30 @@ class HttpSession:
         self.open = 0
         """Requests and streams under way; a session in use does not idle."""
         self.listening = False
-        self.closed = False
-        self._outbox: deque[bytes] = deque(maxlen=MAX_OUTBOX)
-        self._wake = asyncio.Event()
+        self.outbox = EventLog("0")
+        """What belongs to no request; the listening stream sends it."""
+        self._logs: OrderedDict[str, EventLog] = OrderedDict()
+        self._count = 0
 
     def _keep(self, message: bytes) -> None:
-        self._outbox.append(message)
-        self._wake.set()
+        self.outbox.add(message)
 
-    async def next(self) -> list[bytes]:
-        """What has gathered for the listening stream; waits at most `KEEP_ALIVE_S`."""
-        try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
-                await self._wake.wait()
-        except TimeoutError:
-            return []
-        self._wake.clear()
-        messages = list(self._outbox)
-        self._outbox.clear()
-        return messages
+    def new_log(self) -> EventLog:
+        self._count += 1
+        log = self._logs[str(self._count)] = EventLog(str(self._count))
+        if len(self._logs) > MAX_LOGS:
+            self._logs.popitem(last=False)
+        return log
+
+    def find_log(self, event_id: str) -> tuple[EventLog, int] | None:
+        """The stream and event number behind a Last-Event-ID of this session."""
+        name, _, number = event_id.partition("-")
+        log = self.outbox if name == self.outbox.name else self._logs.get(name)
+        return (log, int(number)) if log is not None and number.isdigit() else None
 
     def close(self) -> None:
-        self.closed = True
-        self._wake.set()
+        for log in (self.outbox, *self._logs.values()):
+            log.end()
         self.era.close()
 
 
@@ -168,7 +228,8 @@ class McpEndpoint:
             await _answer(send, 400, answer)
 
     async def _in_session(self, session: HttpSession, body: bytes, headers: Mapping[bytes, bytes], send: Send) -> None:
-        stream = _ResponseStream(send, b"text/event-stream" in headers.get(b"accept", b"text/event-stream"))
+        may_stream = b"text/event-stream" in headers.get(b"accept", b"text/event-stream")
+        stream = _ResponseStream(send, may_stream, session)
         session.open += 1
         try:
             if body.lstrip()[:1] == b"[":
@@ -254,30 +315,23 @@ class McpEndpoint:
             known = b"mcp-session-id" in headers
             await _refuse(send, 404 if known else 400, envelope.INVALID_REQUEST, "no such session; initialize first")
             return
-        if session.listening:
+        found = session.find_log(headers.get(b"last-event-id", b"").decode("latin-1"))
+        log, after = found if found is not None else (session.outbox, session.outbox.sent)
+        listens = log is session.outbox
+        if listens and session.listening:
             await _refuse(send, 409, envelope.INVALID_REQUEST, "this session is already listening")
             return
-        session.listening, session.open = True, session.open + 1
+        session.listening, session.open = session.listening or listens, session.open + 1
         gone = asyncio.get_running_loop().create_task(_disconnected(receive))
-        writer = asyncio.get_running_loop().create_task(self._listen(session, send))
+        writer = asyncio.get_running_loop().create_task(_write_log(log, after, send))
         try:
             await asyncio.wait({gone, writer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (gone, writer):
                 task.cancel()
             await asyncio.gather(gone, writer, return_exceptions=True)
-            session.listening, session.open = False, session.open - 1
+            session.listening, session.open = session.listening and not listens, session.open - 1
             session.last_used = asyncio.get_running_loop().time()
-
-    @staticmethod
-    async def _listen(session: HttpSession, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": list(_SSE)})
-        await send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
-        while not session.closed:
-            messages = await session.next()
-            body = b"".join(sse.event(message) for message in messages) or b": keep-alive\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _delete(self, profile: Profile, principal: Principal, headers: Mapping[bytes, bytes], send: Send) -> None:
         session = self._find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
@@ -306,11 +360,16 @@ class McpEndpoint:
 
 
 class _ResponseStream:
-    """One POST's answer: plain JSON if nothing precedes it, an event stream from the first message that does."""
+    """One POST's answer: plain JSON if nothing precedes it, an event stream from the first message that does.
 
-    def __init__(self, send: Send, may_stream: bool) -> None:
+    With a session the events are kept, so that a client that loses the connection can fetch the rest.
+    """
+
+    def __init__(self, send: Send, may_stream: bool, session: HttpSession | None = None) -> None:
         self._send = send
         self._may_stream = may_stream
+        self._session = session
+        self._log: EventLog | None = None
         self._started = False
 
     async def send(self, message: bytes) -> None:
@@ -319,15 +378,39 @@ class _ResponseStream:
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(_SSE)})
-        event = sse.event(envelope.one_line(message))
-        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+            if self._session is not None:
+                self._log = self._session.new_log()
+                if self._session.era.revision >= PRIMED_FROM:
+                    priming = self._log.priming()
+                    await self._send({"type": "http.response.body", "body": priming, "more_body": True})
+        await self._send({"type": "http.response.body", "body": self._event(message), "more_body": True})
+
+    def _event(self, message: bytes, *, last: bool = False) -> bytes:
+        if self._log is not None:
+            return self._log.add(message, last=last)
+        return sse.event(envelope.one_line(message))
 
     async def finish(self, answer: bytes, status: int = 200) -> None:
         if not self._started:
             await _answer(self._send, status, answer)
             return
-        event = sse.event(envelope.one_line(answer))
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        await self._send({"type": "http.response.body", "body": self._event(answer, last=True), "more_body": False})
+
+
+async def _write_log(log: EventLog, after: int, send: Send) -> None:
+    """Send a stream's events from one on, until it is finished."""
+    await send({"type": "http.response.start", "status": 200, "headers": list(_SSE)})
+    await send({"type": "http.response.body", "body": b": open\n\n", "more_body": True})
+    while True:
+        if await log.more(after):
+            body = log.since(after)
+            after = log.sent
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        elif not log.finished:
+            await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+        if log.finished:
+            break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _DisconnectWatch:
