@@ -121,6 +121,8 @@ class Seal:
         refused = WireError(envelope.INVALID_PARAMS, "requestState is not valid for this request")
         try:
             data = base64.urlsafe_b64decode(text.encode("ascii"))
+            if base64.urlsafe_b64encode(data).decode() != text:
+                raise ValueError("text after the end of the state")  # the decoder ignores it, we do not
             plain = self._aead.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], b"requestState")
         except (ValueError, InvalidTag) as exc:
             raise refused from exc
@@ -186,27 +188,16 @@ async def gather(call: Call, first: Question) -> list[Question]:
             return questions
 
 
-def ask(questions: list[Question], taken: Mapping[str, Question]) -> dict[str, Question]:
-    """Give each question a key of its own: the one the server suggests in `_meta`, else a number."""
-    keyed = dict(taken)
+def keyed(questions: list[Question]) -> dict[str, Question]:
+    """Each question under a key for modern clients: its own id where that is a string, else a number."""
+    found: dict[str, Question] = {}
     for question in questions:
-        key = _suggested_key(question) or f"q{bytes(question.id).decode(errors='replace').strip(chr(34))}"
-        while key in keyed:
+        id = envelope.value(question.id)
+        key = id[:64] if isinstance(id, str) else f"q{id}"
+        while key in found:
             key += "_"
-        keyed[key] = question
-    return keyed
-
-
-def _suggested_key(question: Question) -> str:
-    try:
-        meta = envelope.fields(envelope.fields(question.params).get("_meta", envelope.ABSENT))
-        return envelope.text(meta[INPUT_KEY], INPUT_KEY)[:64] if INPUT_KEY in meta else ""
-    except WireError:
-        return ""
-
-
-INPUT_KEY: Final = "dev.lockgate/inputKey"
-"""`_meta` key by which a legacy server may name its question for modern clients."""
+        found[key] = question
+    return found
 
 
 def _request(method: str, params: bytes) -> Raw:

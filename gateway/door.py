@@ -237,7 +237,8 @@ class Door:
         else:
             upstream = await self._connect(caller, target.server)
             call = await self._begin(upstream, method, members, caller, resume)
-        outcome = await self._follow(upstream, call, notify, ticket)
+        early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
+        outcome = await self._follow(upstream, call, notify, ticket, early)
         if isinstance(outcome, Reply):
             outcome = _checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
@@ -257,16 +258,21 @@ class Door:
             self.pool.free(upstream)
             raise
 
-    async def _follow(self, upstream: Upstream, call: Call, notify: Notify, ticket: Ticket) -> Reply | InputRequired:
-        """Read a call to its reply or to its next questions. Only a call that waits for answers stays open."""
+    async def _follow(
+        self, upstream: Upstream, call: Call, notify: Notify, ticket: Ticket, early: Mapping[str, Raw]
+    ) -> Reply | InputRequired:
+        """Read a call to its reply or to its next questions. Only a call that waits for answers stays open. `early` are
+        answers that came with the request itself."""
         kept = False
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
                     await notify(item)
                     continue
-                questions = bridge.ask(await bridge.gather(call, item), {})
-                parked = Parked(upstream, call, questions)
+                parked = Parked(upstream, call, bridge.keyed(await bridge.gather(call, item)))
+                parked.answer(early)
+                if not parked.questions:
+                    continue
                 upstream.pause_timer(call)
                 kept = True
                 return InputRequired(parked.requests(), parked, ticket)

@@ -153,7 +153,7 @@ class Upstream:
 
     def speaks(self, era: Era, revision: str) -> None:
         self._era, self._revision = era, revision
-        if self._channel is not None and revision:
+        if self._channel is not None:
             self._channel.negotiated(era, revision)
 
     @property

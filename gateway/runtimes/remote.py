@@ -102,7 +102,7 @@ class HttpChannel:
     def negotiated(self, era: Era, revision: str) -> None:
         self._era, self._revision = era, revision
         self._write_head()
-        if era == "legacy" and self._listener is None:
+        if era == "legacy" and revision and self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._listen())
 
     async def close(self) -> None:

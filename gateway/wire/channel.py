@@ -56,7 +56,7 @@ class Channel(Protocol):
         """Wait until the transport's write buffer has room."""
 
     def negotiated(self, era: Era, revision: str) -> None:
-        """From here on messages belong to this protocol revision."""
+        """From here on messages belong to this revision; empty while a legacy handshake is still to come."""
 
     async def close(self) -> None:
         """Release everything; bounded, and safe to call twice."""

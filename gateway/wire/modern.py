@@ -139,7 +139,7 @@ class ModernEra:
         if given is not None:
             _check_headers(method, members, version, given)
         if version not in revisions.MODERN:
-            data = {"supported": list(revisions.MODERN + revisions.LEGACY), "requested": version[:32]}
+            data = {"supported": list(revisions.MODERN), "requested": version[:32]}
             raise Rejected(envelope.UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version", data)
         if bytes(meta[revisions.CLIENT_CAPABILITIES])[:1] != b"{":
             raise Rejected(envelope.INVALID_PARAMS, f"{revisions.CLIENT_CAPABILITIES} must be an object")
