@@ -384,10 +384,12 @@ class Pool:
         call = await upstream.start("subscriptions/listen", members, endless=True)
         upstream.listening = call.id
         try:
-            while not isinstance(await call.next(), Reply):
+            while not isinstance(item := await call.next(), Reply):
                 pass
         finally:
             upstream.cancel(call, "listening anew")
+        if item.result is None:
+            raise errors.UpstreamInvalid(f"refused: {bytes(item.error or b'').decode(errors='replace')[:200]}")
 
     def _fail(self, server: Server, started: asyncio.Future[Upstream], exc: errors.UpstreamError) -> None:
         server.failures += 1

@@ -226,7 +226,7 @@ class Upstream:
         call = Call(id, self._prepare(members, id, caller), None if endless else timeout_s or self.call_timeout_s)
         self._calls[id] = call
         self.resume_timer(call)
-        self.last_used = asyncio.get_running_loop().time()
+        self._touch(call)
         message = envelope.request(b"%d" % id, method, envelope.encode(members) if members else b"")
         routing = self._routing(method, members) if self._era == "modern" else None
         self._channel.send(envelope.one_line(message), id, routing)
@@ -324,7 +324,12 @@ class Upstream:
 
     def _finish(self, call: Call) -> None:
         self.pause_timer(call)
-        self.last_used = asyncio.get_running_loop().time()
+        self._touch(call)
+
+    def _touch(self, call: Call) -> None:
+        """A call puts the idle stop off; listening for changes does not."""
+        if call.timeout_s is not None:
+            self.last_used = asyncio.get_running_loop().time()
 
     def _expire(self, call: Call) -> None:
         if self._calls.pop(call.id, None) is None:
