@@ -275,6 +275,10 @@ class DockerChannel(LineChannel):
         if code == 137 and not self._closing:
             limit = self._entry.limits.memory_mib
             return f"its container was killed (exit code 137), most likely by its memory limit of {limit} MiB"
+        if code in (126, 127):
+            # What Docker's init process and shells answer for a program that is not there or may not be executed.
+            what = "was not found" if code == 127 else "may not be executed"
+            return f"its program {what} in {self.detail['image']} (exit code {code}); look at command and args"
         return f"its container ended with exit code {code}"
 
     def abandon(self) -> None:
