@@ -207,12 +207,23 @@ def _request(method: str, params: bytes) -> Raw:
     return envelope.raw(body)
 
 
-def answerable(requests: Mapping[str, Raw], capabilities: Fields) -> bool:
-    """Whether a client that declared these capabilities can answer all of the requests."""
+def answerable(method: str, params: bytes, capabilities: Fields) -> bool:
+    """Whether a client that declared these capabilities can answer such a question."""
+    needed = CAPABILITY_OF.get(method)
+    if needed is None or needed not in capabilities:
+        return False
+    if needed == "elicitation" and bytes(envelope.fields(params).get("mode", envelope.ABSENT)) == b'"url"':
+        # An empty `elicitation` means form mode only (MCP 2025-11-25, client/elicitation).
+        return "url" in envelope.fields(capabilities[needed])
+    return True
+
+
+def all_answerable(requests: Mapping[str, Raw], capabilities: Fields) -> bool:
+    """The same for the questions of one call to a modern server."""
     for raw in requests.values():
-        method = envelope.text(envelope.fields(raw).get("method", envelope.ABSENT), "method")
-        needed = CAPABILITY_OF.get(method)
-        if needed is None or needed not in capabilities:
+        question = envelope.fields(raw)
+        method = envelope.text(question.get("method", envelope.ABSENT), "method")
+        if not answerable(method, bytes(question.get("params", envelope.ABSENT)), capabilities):
             return False
     return True
 

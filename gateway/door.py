@@ -238,7 +238,7 @@ class Door:
             upstream = await self._connect(caller, target.server)
             call = await self._begin(upstream, method, members, caller, resume)
         early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
-        outcome = await self._follow(upstream, call, notify, ticket, early)
+        outcome = await self._follow(upstream, call, notify, ticket, early, caller)
         if isinstance(outcome, Reply):
             outcome = _checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
@@ -259,7 +259,13 @@ class Door:
             raise
 
     async def _follow(
-        self, upstream: Upstream, call: Call, notify: Notify, ticket: Ticket, early: Mapping[str, Raw]
+        self,
+        upstream: Upstream,
+        call: Call,
+        notify: Notify,
+        ticket: Ticket,
+        early: Mapping[str, Raw],
+        caller: Caller,
     ) -> Reply | InputRequired:
         """Read a call to its reply or to its next questions. Only a call that waits for answers stays open. `early` are
         answers that came with the request itself."""
@@ -268,6 +274,9 @@ class Door:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
                     await notify(item)
+                    continue
+                if not bridge.answerable(item.method, item.params, caller.capabilities):
+                    upstream.answer(item, None)
                     continue
                 parked = Parked(upstream, call, bridge.keyed(await bridge.gather(call, item)))
                 parked.answer(early)

@@ -37,9 +37,14 @@ RELIST_PAUSE_S: Final = 0.05
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
 
 SHARED: Final = "shared"
+SPARE: Final = "spare"
+"""A connection of an interactive server kept ready for the next caller that needs one of its own."""
 MAX_LEASED: Final = 16
 """Connections of one server to callers that it may ask questions; each is a container or process of its own."""
 RELISTEN_PAUSE_S: Final = 1.0
+
+ALL_CAPABILITIES: Final = Raw(b'{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}')
+"""What a connection declares that serves one modern caller after another; each is asked only what it can answer."""
 
 State = Literal["idle", "preparing", "starting", "running", "failed"]
 
@@ -170,6 +175,8 @@ class Pool:
         for number in range(MAX_LEASED if lease.exclusive else 1):
             key = (lease.owner, number)
             connection = server.connections.get(key)
+            if connection is None and lease.exclusive:
+                connection = self._take_spare(server, key)
             if connection is None:
                 if len(server.connections) > MAX_LEASED:
                     break
@@ -182,6 +189,23 @@ class Pool:
         raise errors.UpstreamUnavailable(
             f"server {server.entry.id} already serves {MAX_LEASED} callers that it may ask questions; try again later"
         )
+
+    @staticmethod
+    def _take_spare(server: Server, key: Hashable) -> Connection | None:
+        spare = server.connections.get(SPARE)
+        if spare is None or spare.upstream is None or spare.upstream.ended.is_set() or spare.stop.is_set():
+            return None
+        del server.connections[SPARE]
+        spare.key = key
+        server.connections[key] = spare
+        return spare
+
+    def _keep_spare(self, server: Server) -> None:
+        """Interactive servers of the session era cannot be shared: have one ready before somebody waits for it."""
+        interactive = server.entry.interactive and server.listing is not None and server.listing.era == "legacy"
+        if interactive and set(server.connections) == {SHARED}:
+            spare = server.connections[SPARE] = Connection(SPARE, ALL_CAPABILITIES)
+            self._start_soon(server, spare)
 
     def free(self, upstream: Upstream) -> None:
         """Give back an exclusive connection for the owner's next call."""
@@ -343,6 +367,7 @@ class Pool:
         if self._log_level:
             self._tasks.start_soon(self._send_log_level, upstream)
         self._events.server_started(entry.id, upstream)
+        self._keep_spare(server)
         async with anyio.create_task_group() as helpers:
             if connection.key == SHARED and upstream.facts is not None and upstream.facts.era == "modern":
                 helpers.start_soon(self._listen, upstream)

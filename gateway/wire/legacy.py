@@ -153,7 +153,7 @@ class LegacySession(Caller):
         """
         waiting: dict[str, asyncio.Future[Envelope]] = {}
         try:
-            if not bridge.answerable(required.requests, self.capabilities):
+            if not bridge.all_answerable(required.requests, self.capabilities):
                 raise errors.UpstreamInvalid("the server asked for something this client did not offer")
             for key, raw in required.requests.items():
                 question = envelope.fields(raw)

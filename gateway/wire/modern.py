@@ -5,7 +5,6 @@ Knows methods and what a request must carry; not the transport that carries it."
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections import deque
@@ -19,7 +18,7 @@ from gateway import __version__, bridge, door, errors
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired
 from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
-from gateway.pool import Lease
+from gateway.pool import ALL_CAPABILITIES, Lease
 from gateway.upstream import LOG, Notice
 from gateway.wire import envelope, headers, revisions
 from gateway.wire.envelope import Envelope, Fields, WireError
@@ -65,12 +64,9 @@ class ModernCaller(Caller):
     """The client behind one modern request."""
 
     def lease(self) -> Lease | None:
-        asked = {name: raw for name, raw in self.capabilities.items() if name in bridge.CAPABILITY_OF.values()}
-        if not asked:
+        if not any(name in self.capabilities for name in bridge.CAPABILITY_OF.values()):
             return None
-        raw = envelope.raw(asked)
-        digest = hashlib.sha256(bytes(raw)).hexdigest()[:16]
-        return Lease(("modern", self.principal.id, self.profile.name, digest), raw, exclusive=True)
+        return Lease(("modern", self.principal.id, self.profile.name), ALL_CAPABILITIES, exclusive=True)
 
 
 class ModernEra:
