@@ -4,7 +4,7 @@
 
 cache=${LOCKGATE_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/lockgate}
 venv=$PWD/.venv
-NODE_VERSION=24.19.0 # as in gateway/image_recipes.py
+NODE_VERSION=24.19.0 # as in gateway/nodejs.py
 
 say() {
     if [ -t 1 ]; then printf '\033[1m==>\033[0m %s\n' "$*"; else printf '==> %s\n' "$*"; fi

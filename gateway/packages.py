@@ -14,8 +14,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,33 +25,29 @@ from gateway.errors import PackageError
 from gateway.filelock import file_lock
 from gateway.indexes import PackageIndexes, current_indexes, installer_environment
 from gateway.installer import InstallerFailed, run_installer
+from gateway.nodejs import MINIMUM_NODE, NODE_VERSION, private_node, system_node
 
 if TYPE_CHECKING:
     from catalog import Package
 
 Progress = Callable[[str], None]
+Run = Callable[[Sequence[str], Mapping[str, str]], Awaitable[None]]
+"""Runs one installer program, with that environment, to its end."""
 
 LAYOUT_VERSION: Final = 1
 """Raised when an installation looks different on disk: older ones are then left alone and made anew."""
 INSTALL_TIMEOUT_S: Final = 900.0
-PROBE_TIMEOUT_S: Final = 20.0
-MINIMUM_NODE: Final = 20
-"""What most npm servers of the catalog ask for in their `engines`."""
 _COMPLETE: Final = ".complete"
 """Written last. A folder without it is half made, whoever left it, and is thrown away."""
 
 
 @dataclass(frozen=True)
 class InstalledPackage:
-    """A package on disk, ready to run.
-
-    path_dirs: to be put first on PATH; readable: folders outside root that it cannot run without.
-    """
+    """A package on disk, ready to run once `path_dirs` come first on PATH."""
 
     root: Path
     path_dirs: tuple[Path, ...]
     env: Mapping[str, str]
-    readable: tuple[Path, ...] = field(default=())
 
 
 class PackageStore:
@@ -68,89 +64,99 @@ class PackageStore:
             PackageError: it could not be installed; says what the installer said and what can be done.
         """
         await self._require_debian(package)
-        install = self._install_pypi if package.ecosystem == "pypi" else self._install_npm
-        platform = await _node_platform() if package.ecosystem == "npm" else _python_platform()
-        folder = self._root / package.ecosystem / _folder_name(package, platform)
-        # Virtual environments cannot be moved, so it is installed in its final place, under a lock; writing
-        # the marker takes the part of a rename.
-        async with file_lock(folder.with_name(f"{folder.name}.lock")) as lock:
-            installed = _describe(package, folder)
-            if not _is_usable(installed):
-                await anyio.to_thread.run_sync(_remove, folder)
-                folder.mkdir(parents=True)
-                progress(f"installing {package.name} {package.version} from {package.ecosystem}")
-                try:
-                    await install(package, folder, lock, progress)
-                except InstallerFailed as exc:
-                    raise PackageError(
-                        f"{package.name} {package.version} ({package.ecosystem}) could not be installed. "
-                        f"{_advice(package)}: {exc}"
-                    ) from exc
-                (folder / _COMPLETE).write_text(f"{package.name} {package.version}\n", encoding="utf-8")
-            return installed
+        if package.ecosystem == "pypi":
+            folder = (
+                self._root / "pypi" / _folder_name(package, _platform(sys.implementation.cache_tag, sys.base_prefix))
+            )
+            installed = InstalledPackage(folder, (folder / "venv/bin",), {"PYTHONDONTWRITEBYTECODE": "1"})
+            make = self._install_pypi
+        else:
+            node = await self._node(progress)
+            folder = self._root / "npm" / _folder_name(package, _platform("node"))
+            installed = InstalledPackage(folder, (folder / "node_modules/.bin", node), {})
+            make = self._install_npm
 
-    async def _install_pypi(self, package: Package, folder: Path, lock: int, progress: Progress) -> None:
+        async def install(run: Run) -> None:
+            progress(f"installing {package.name} {package.version} from {package.ecosystem}")
+            await make(package, installed, run)
+
+        try:
+            await self._once(folder, install, progress)
+        except InstallerFailed as exc:
+            name = f"{package.name} {package.version} ({package.ecosystem})"
+            raise PackageError(f"{name} could not be installed. {_advice(package)}: {exc}") from exc
+        return installed
+
+    async def _once(self, folder: Path, install: Callable[[Run], Awaitable[None]], progress: Progress) -> None:
+        """Fill the folder, unless that was done before.
+
+        Virtual environments cannot be moved, so everything is installed in its final place, under a lock; writing
+        the marker takes the part of a rename.
+        """
+        async with file_lock(folder.with_name(f"{folder.name}.lock")) as lock:
+            if _is_usable(folder):
+                return
+
+            async def run(argv: Sequence[str], env: Mapping[str, str]) -> None:
+                await run_installer(
+                    argv,
+                    env=env,
+                    cwd=folder,
+                    on_line=lambda line: None if line.startswith((" ", "Using ")) else progress(line),
+                    timeout_s=INSTALL_TIMEOUT_S,
+                    inherit=(lock,),
+                )
+
+            await anyio.to_thread.run_sync(_empty, folder)
+            await install(run)
+            (folder / _COMPLETE).touch()
+
+    async def _install_pypi(self, package: Package, installed: InstalledPackage, run: Run) -> None:
+        venv = installed.root / "venv"
+        env = await self._pypi_environment()
+        if uv := find_uv():
+            make = [uv, "venv", "--quiet", "--no-config", "--no-project", "--python", sys.executable]
+        else:
+            make = [sys.executable, "-m", "venv"]
+        await run([*make, str(venv)], env)
+        wanted = [f"{package.name}=={package.version}", *package.pins]
+        await run([*_pip_install(str(venv / "bin/python")), "--", *wanted], env)
+
+    async def _install_npm(self, package: Package, installed: InstalledPackage, run: Run) -> None:
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--no-package-lock"]
+        options += ["--omit=dev", "--loglevel=error", "--prefix", str(installed.root)]
+        env = installer_environment(os.environ)
+        env["PATH"] = os.pathsep.join(filter(None, [str(installed.path_dirs[-1]), env.get("PATH")]))
+        await run(["npm", "install", *options, "--", f"{package.name}@{package.version}", *package.pins], env)
+
+    async def _node(self, progress: Progress) -> Path:
+        """The folder that node and npm are in: the machine's, or a copy made here."""
+        if found := await system_node():
+            return found
+        folder = self._root / "node" / f"{NODE_VERSION}-{os.uname().machine}"
+
+        async def install(run: Run) -> None:
+            async def wheel(target: Path, requirement: str) -> None:
+                argv = [*_pip_install(sys.executable), "--no-deps", "--target", str(target), "--", requirement]
+                await run(argv, await self._pypi_environment())
+
+            progress(f"installing Node.js {NODE_VERSION} from pypi, for servers from npm")
+            await private_node(folder, wheel)
+
+        try:
+            await self._once(folder, install, progress)
+        except InstallerFailed as exc:
+            raise PackageError(
+                f"servers from npm need Node.js {MINIMUM_NODE} or later with npm, which is not on PATH; install it, "
+                f"or run the server in a container. A copy from PyPI could not be had either: {exc}"
+            ) from exc
+        return folder / "bin"
+
+    async def _pypi_environment(self) -> dict[str, str]:
         if self._indexes is None:
             self._indexes = await anyio.to_thread.run_sync(current_indexes)
-        venv = folder / "venv"
-        wanted = [f"{package.name}=={package.version}", *package.pins]
-        env = installer_environment(os.environ)
-        if uv := find_uv():
-            env |= {"UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-            env = self._indexes.for_uv() | env
-            steps = [
-                [uv, "venv", "--quiet", "--no-config", "--no-project", "--python", sys.executable, str(venv)],
-                [
-                    uv,
-                    "pip",
-                    "install",
-                    "--python",
-                    str(venv / "bin/python"),
-                    "--no-build",
-                    "--compile-bytecode",
-                    "--",
-                ],
-            ]
-        else:
-            steps = [
-                [sys.executable, "-m", "venv", str(venv)],
-                [
-                    str(venv / "bin/python"),
-                    "-m",
-                    "pip",
-                    "install",
-                    "--only-binary",
-                    ":all:",
-                    "--progress-bar",
-                    "off",
-                ],
-            ]
-            steps[1] += ["--quiet", "--disable-pip-version-check", "--"]
-        steps[1] += wanted
-        for step in steps:
-            await self._run(step, env, folder, lock, progress)
-
-    async def _install_npm(self, package: Package, folder: Path, lock: int, progress: Progress) -> None:
-        wanted = [f"{package.name}@{package.version}", *package.pins]
-        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--no-package-lock"]
-        options += ["--omit=dev", "--loglevel=error"]
-        await self._run(
-            ["npm", "install", "--prefix", str(folder), *options, "--", *wanted],
-            installer_environment(os.environ),
-            folder,
-            lock,
-            progress,
-        )
-
-    async def _run(self, argv: list[str], env: Mapping[str, str], folder: Path, lock: int, progress: Progress) -> None:
-        await run_installer(
-            argv,
-            env=env,
-            cwd=folder,
-            on_line=lambda line: None if line.startswith((" ", "Using ")) else progress(line),
-            timeout_s=INSTALL_TIMEOUT_S,
-            inherit=(lock,),
-        )
+        quiet = {"UV_LINK_MODE": "copy", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        return self._indexes.for_uv() | installer_environment(os.environ) | quiet
 
     async def _require_debian(self, package: Package) -> None:
         """Debian packages cannot be installed for one server alone: they have to be there."""
@@ -172,26 +178,25 @@ def find_uv() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("uv")
 
 
-def _describe(package: Package, folder: Path) -> InstalledPackage:
-    if package.ecosystem == "pypi":
-        python_home = Path(sys.base_prefix)
-        return InstalledPackage(
-            folder, (folder / "venv/bin",), {"PYTHONDONTWRITEBYTECODE": "1"}, readable=(python_home,)
-        )
-    node = Path(shutil.which("node") or "/usr/bin/node").resolve()
-    return InstalledPackage(folder, (folder / "node_modules/.bin", node.parent), {}, readable=(node.parent.parent,))
+def _pip_install(python: str) -> list[str]:
+    """The command that installs wheels for that Python: nothing is built, so nothing of a package runs."""
+    if uv := find_uv():
+        return [uv, "pip", "install", "--python", python, "--no-build", "--compile-bytecode"]
+    quiet = ["--quiet", "--progress-bar", "off", "--disable-pip-version-check"]
+    return [python, "-m", "pip", "install", "--only-binary", ":all:", *quiet]
 
 
-def _is_usable(installed: InstalledPackage) -> bool:
+def _is_usable(folder: Path) -> bool:
     """Complete, and the Python that a virtual environment points to is still there."""
-    python = installed.root / "venv/bin/python"
-    return (installed.root / _COMPLETE).is_file() and (not python.is_symlink() or python.exists())
+    python = folder / "venv/bin/python"
+    return (folder / _COMPLETE).is_file() and (not python.is_symlink() or python.exists())
 
 
-def _remove(folder: Path) -> None:
+def _empty(folder: Path) -> None:
     if folder.exists():
         (folder / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def _folder_name(package: Package, platform: str) -> str:
@@ -201,26 +206,8 @@ def _folder_name(package: Package, platform: str) -> str:
     return f"{slug}-{package.version}-{digest}"
 
 
-def _python_platform() -> str:
-    return f"{sys.implementation.cache_tag}-{sys.base_prefix}-{os.uname().machine}"
-
-
-async def _node_platform() -> str:
-    """Raises PackageError where npm packages cannot run."""
-    remedy = f"install Node.js {MINIMUM_NODE} or later with npm, or run the server in a container"
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            raise PackageError(f"npm packages need {program}, which is not on PATH: {remedy}")
-    with anyio.move_on_after(PROBE_TIMEOUT_S):
-        done = await anyio.run_process(["node", "--version"], check=False)
-        version = done.stdout.decode().strip()
-        major = version.lstrip("v").partition(".")[0]
-        if major.isdigit() and int(major) >= MINIMUM_NODE:
-            return f"node{major}-{os.uname().machine}"
-        raise PackageError(
-            f"npm packages need Node.js {MINIMUM_NODE} or later, this is {version or 'broken'}: {remedy}"
-        )
-    raise PackageError(f"`node --version` did not answer within {PROBE_TIMEOUT_S:.0f} s: {remedy}")
+def _platform(*interpreter: str | None) -> str:
+    return "-".join([*filter(None, interpreter), os.uname().machine])
 
 
 def _advice(package: Package) -> str:

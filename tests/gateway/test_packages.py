@@ -5,6 +5,7 @@ Does not run servers under the gateway, nor in a sandbox."""
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from catalog import Package
 from gateway.errors import PackageError
 from gateway.indexes import PackageIndexes, installer_environment
+from gateway.nodejs import NODE_VERSION
 from gateway.packages import InstalledPackage, PackageStore, find_uv
 
 TIME = Package(ecosystem="pypi", name="mcp-server-time", version="2026.10.19")
@@ -37,7 +39,7 @@ def server_info(installed: InstalledPackage, *command: str) -> dict[str, str]:
             "clientInfo": {"name": "test", "version": "1"},
         },
     }
-    path = os.pathsep.join([*map(str, installed.path_dirs), "/usr/bin", "/bin"])
+    path = os.pathsep.join([*map(str, installed.path_dirs), "/usr/bin", "/bin"])  # for `env` in first lines
     program = shutil.which(command[0], path=path)
     assert program is not None
     process = subprocess.Popen(
@@ -184,21 +186,35 @@ def path_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
     return add
 
 
-async def test_an_npm_package_without_npm_says_what_to_install(
-    path_with: Callable[[str, str], None], tmp_path: Path
+@pytest.mark.node
+@pytest.mark.parametrize("version", ["v18.20.4", None], ids=["too-old", "absent"])
+async def test_without_a_node_that_is_new_enough_a_copy_comes_from_pypi(
+    version: str | None, path_with: Callable[[str, str], None], tmp_path: Path
 ) -> None:
-    path_with("node", "echo v24.0.0")
-    with pytest.raises(PackageError, match=r"need npm, which is not on PATH: install Node\.js 20"):
-        await PackageStore(tmp_path).ensure(EVERYTHING, progress=silent)
+    if version:
+        path_with("node", f"echo {version}")
+        path_with("npm", "exit 1")
+    lines: list[str] = []
+    installed = await PackageStore(tmp_path).ensure(EVERYTHING, progress=lines.append)
+    assert lines[0] == f"installing Node.js {NODE_VERSION} from pypi, for servers from npm"
+    assert installed.path_dirs[-1].is_relative_to(tmp_path)
+    assert server_info(installed, "mcp-server-everything")["name"] == "mcp-servers/everything"
 
 
-async def test_a_node_that_is_too_old_is_refused_with_both_versions(
-    path_with: Callable[[str, str], None], tmp_path: Path
+async def test_where_no_node_can_be_had_the_error_says_what_to_install(
+    path_with: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path_with("node", "echo v18.20.4")
-    path_with("npm", "exit 1")
-    with pytest.raises(PackageError, match=r"Node\.js 20 or later, this is v18\.20\.4"):
-        await PackageStore(tmp_path).ensure(EVERYTHING, progress=silent)
+    path_with("node", "echo v24.0.0")  # and no npm
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        index = f"http://127.0.0.1:{free.getsockname()[1]}/simple"
+        for variable in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
+            monkeypatch.setenv(variable, index)
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+        monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "empty-cache"))
+        with pytest.raises(PackageError, match=r"need Node\.js 20 or later with npm, which is not on PATH"):
+            await PackageStore(tmp_path / "cache").ensure(EVERYTHING, progress=silent)
 
 
 @pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="not a Debian machine")
