@@ -10,12 +10,13 @@ from contextlib import aclosing
 from typing import Any, Final, Self
 
 from engine.calls import Call, CallParser, Text
-from engine.client import WorkerClient, default_threads
+from engine.client import WorkerClient
 from engine.dialect import constraint, for_template
 from engine.errors import BadModelFile
 from engine.pipe import Done, Generate, Load, Piece, Progress, Sampling
 from engine.requests import ChatRequest, parse_request
 from engine.store import StoredModel
+from engine.threads import default_threads
 
 DEFAULT_N_CTX: Final = 8_192  # tokens of one request
 DEFAULT_N_SEQUENCES: Final = 4  # requests computed together
@@ -94,6 +95,7 @@ class ChatModel:
                 prefill=prefill,
                 grammar=grammar,
                 trigger=trigger,
+                is_prose=trigger is not None,
                 max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
                 stop=[parsed.stop] if isinstance(parsed.stop, str) else parsed.stop or [],
                 owner=owner,

@@ -2,7 +2,6 @@
 
 Knows nothing of chats or models beyond the messages it passes on. It gives the worker a clean environment."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -293,8 +292,3 @@ class WorkerClient:
 
 
 _ERRORS: Final = {"request": BadRequest, "context": ContextOverflow, "busy": ModelBusy}
-
-
-def default_threads() -> int:
-    """Threads for the CPUs this process may use, at most 8: small models gain nothing from more."""
-    return max(1, min(len(os.sched_getaffinity(0)), 8))

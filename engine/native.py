@@ -15,10 +15,12 @@ import numpy.typing as npt
 from engine.errors import BadModelFile, BadRequest
 from engine.grammar import check_grammar_text
 from engine.pipe import Sampling
+from engine.threads import ThreadCount
 
 N_CANDIDATES: Final = 512  # best tokens tried against a grammar before the whole vocabulary is
 _WARNING: Final = 3  # ggml.h, GGML_LOG_LEVEL_WARN
 _CONTROL: Final = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+_STRUCTURE: Final = (b"{", b"[", b"`")
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 Logits = npt.NDArray[np.float32]
@@ -52,6 +54,8 @@ class NativeModel:
             raise BadModelFile(f"llama.cpp could not make a context of {n_cells} cells for {path.name}")
         self._memory = llama.llama_get_memory(self._context)
         self._vocab = llama.llama_model_get_vocab(self._model)
+        self._threads = ThreadCount(n_threads)
+        self._n_threads = n_threads
         self._batch = llama.llama_batch_init(n_batch, 0, 1)
         self.n_batch = n_batch
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
@@ -59,6 +63,7 @@ class NativeModel:
         # Recurrent state cannot be cut at a position, so their prefixes are not shared.
         self.can_share = not (llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
         self._pieces: dict[int, bytes] = {}
+        self._prose_starts: npt.NDArray[np.int32] | None = None
 
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -109,6 +114,13 @@ class NativeModel:
             known = self._pieces[token] = buffer.raw[: max(n_bytes, 0)]
         return known
 
+    def prose_starts(self) -> npt.NDArray[np.int32]:
+        """The tokens an answer in prose may begin with: none that opens JSON or a code fence."""
+        if self._prose_starts is None:
+            starts = [self.piece(token).lstrip()[:1] for token in range(self.n_vocab)]
+            self._prose_starts = np.array([t for t, start in enumerate(starts) if start not in _STRUCTURE], np.int32)
+        return self._prose_starts
+
     def is_end(self, token: int) -> bool:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
@@ -124,6 +136,10 @@ class NativeModel:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wants_logits
+        n_threads = self._threads.look()
+        if n_threads != self._n_threads:
+            llama.llama_set_n_threads(self._context, n_threads, n_threads)
+            self._n_threads = n_threads
         return int(llama.llama_decode(self._context, batch))
 
     def logits(self, index: int) -> Logits:
@@ -211,9 +227,9 @@ class Sampler:
             llama.llama_sampler_free(self._chain)
             self._chain = None
 
-    def choose(self, logits: Logits, grammar: Grammar | None) -> int | None:
-        """The next token, or None where the grammar allows none."""
-        token = self._pick(self._all, logits)
+    def choose(self, logits: Logits, grammar: Grammar | None, among: npt.NDArray[np.int32] | None = None) -> int | None:
+        """The next token, or None where the grammar allows none; without a grammar, one of `among`."""
+        token = self._pick(self._all, logits) if among is None else self._pick(among, logits[among])
         if grammar is not None and not grammar.allows(token):
             # Only the best tokens are tried at first: a grammar takes long over a whole vocabulary.
             ids = np.argpartition(logits, -N_CANDIDATES)[-N_CANDIDATES:].astype(np.int32)

@@ -40,7 +40,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     """Continue a conversation.
 
     `prefill` opens the answer and is part of it. `grammar` (GBNF) holds from the start, or after `trigger` has been
-    written where one is given. Only requests of one `owner` share what is in the cache.
+    written where one is given. `is_prose` keeps the answer from beginning with a brace, bracket or code fence: small
+    models write calls that way, out of the grammar's reach. Only requests of one `owner` share what is in the cache.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     prefill: str = ""
     grammar: str | None = None
     trigger: str | None = None
+    is_prose: bool = False
     max_tokens: int | None = None
     stop: list[str] = []
     owner: str = ""

@@ -37,6 +37,7 @@ class _Run:
     next_token: int | None = None
     held: str = ""
     seen: str = ""
+    is_prose: bool = False
     leader: "_Slot | None" = None
     n_shared: int = 0
 
@@ -103,6 +104,7 @@ class Scheduler:
                 sampler=self._model.sampler(request.sampling),
                 grammar=None if request.trigger else grammar,
                 lazy_grammar=grammar if request.trigger else None,
+                is_prose=request.is_prose,
                 decoder=codecs.getincrementaldecoder("utf-8")("replace"),
             )
         )
@@ -244,7 +246,8 @@ class Scheduler:
 
     def _take(self, slot: _Slot, run: _Run, index: int) -> None:
         """Choose the next token of a sequence and pass on the text it completes."""
-        token = run.sampler.choose(self._model.logits(index), run.grammar)
+        among = self._model.prose_starts() if run.is_prose else None
+        token = run.sampler.choose(self._model.logits(index), run.grammar, among)
         if token is None or self._model.is_end(token):
             self._finish(slot, run, "stop")
             return
@@ -253,6 +256,7 @@ class Scheduler:
         if run.grammar is not None:
             run.grammar.accept(token)
         text = run.decoder.decode(self._model.piece(token))
+        run.is_prose = run.is_prose and not text.strip()
         if run.lazy_grammar is not None:
             self._watch_for_trigger(run, text)
         if self._write(run, text):
