@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Raw
@@ -30,6 +31,10 @@ CALL_TIMEOUT_S: Final = 2100.0
 
 class GatewayRefused(errors.GatewayError):
     """The gateway answered an error; its message is the gateway's."""
+
+
+class NoSuchName(errors.SettingsError):
+    """The gateway has no server or profile of this name; its message suggests one."""
 
 
 class GatewayClient:
@@ -76,6 +81,7 @@ class GatewayClient:
         """One admin request.
 
         Raises:
+            NoSuchName: the path names a server or profile that is not there.
             GatewayRefused: the gateway says no, and why.
         """
         answer = Answer()
@@ -86,7 +92,8 @@ class GatewayClient:
         except HttpFailure as exc:
             raise GatewayRefused(f"the gateway does not answer: {exc}") from exc
         if answer.status != 200:
-            raise GatewayRefused(str(body.get("error", f"HTTP {answer.status}")))
+            refusal = NoSuchName if answer.status == 404 else GatewayRefused
+            raise refusal(str(body.get("error", f"HTTP {answer.status}")))
         return body
 
     async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -150,6 +157,7 @@ async def gateway_client(settings: Settings, profile: str | None = None) -> Asyn
     """A session with the running gateway of this state folder; if there is none, with one that lives as long as this.
 
     Raises:
+        NoSuchName: it has no such profile.
         GatewayError: it cannot be started or does not answer.
     """
     running = find_running(settings)
@@ -169,12 +177,15 @@ async def gateway_client(settings: Settings, profile: str | None = None) -> Asyn
 async def _session(running: Running, profile: str | None) -> AsyncIterator[GatewayClient]:
     log = ServerLog()
     upstream = Upstream("gateway", log, call_timeout_s=CALL_TIMEOUT_S, on_notification=_ignore)
-    path = f"/mcp/{profile}" if profile else "/mcp"
+    path = f"/mcp/{quote(profile, safe='')}" if profile else "/mcp"
     channel = HttpChannel(running.url + path, {}, upstream, log)
     origin = HttpOrigin(running.url)
+    client = GatewayClient(running, upstream, channel, origin)
     try:
+        if profile:
+            await client.admin("GET", f"/servers?profile={quote(profile, safe='')}")
         await upstream.open(channel)
-        yield GatewayClient(running, upstream, channel, origin)
+        yield client
     finally:
         await channel.close()
         await origin.aclose()

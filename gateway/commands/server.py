@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.table import Table
@@ -32,6 +33,10 @@ def _ask(question: Callable[[GatewayClient], Awaitable[dict[str, Any]]]) -> dict
     return run(work())
 
 
+def _path(id: str, what: str = "") -> str:
+    return f"/servers/{quote(id, safe='')}{what}"
+
+
 @app.command("list")
 def list_servers(
     as_json: AsJson = False,
@@ -45,7 +50,7 @@ def list_servers(
         ids = list(catalog.entries) if all_entries else catalog.profile(profile or wanted.profile).servers
         servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
     else:
-        query = "*" if all_entries else profile or ""
+        query = "*" if all_entries else quote(profile or "", safe="")
         servers = _ask(lambda client: client.admin("GET", f"/servers?profile={query}"))["servers"]
     if as_json:
         print_json(servers)
@@ -63,13 +68,13 @@ def list_servers(
 @app.command("inspect")
 def inspect(id: ServerId) -> None:
     """Show one server: its entry, state, container or process, and tools. Always JSON."""
-    print_json(_ask(lambda client: client.admin("GET", f"/servers/{id}")))
+    print_json(_ask(lambda client: client.admin("GET", _path(id))))
 
 
 @app.command("logs")
 def logs(id: ServerId, as_json: AsJson = False) -> None:
     """Print the server's recent log."""
-    lines = _ask(lambda client: client.admin("GET", f"/servers/{id}/logs"))["lines"]
+    lines = _ask(lambda client: client.admin("GET", _path(id, "/logs")))["lines"]
     if as_json:
         print_json(lines)
         return
@@ -81,10 +86,10 @@ def logs(id: ServerId, as_json: AsJson = False) -> None:
 @app.command("start")
 def start(id: ServerId) -> None:
     """Start a server now instead of at its first call."""
-    print_json(_ask(lambda client: client.admin("POST", f"/servers/{id}/start")))
+    print_json(_ask(lambda client: client.admin("POST", _path(id, "/start"))))
 
 
 @app.command("stop")
 def stop(id: ServerId) -> None:
     """Stop a server; its next call starts it again."""
-    print_json(_ask(lambda client: client.admin("POST", f"/servers/{id}/stop")))
+    print_json(_ask(lambda client: client.admin("POST", _path(id, "/stop"))))
