@@ -117,15 +117,15 @@ class ImageStore:
                 reasons.append(f"local build: {exc}")
         raise ImageError(f"no image for {entry.id}: " + "; ".join(reasons))
 
-    async def build(self, entry: Entry, *, progress: Progress) -> Image:
-        """Build the entry's local image anew from its package, whatever is there.
+    async def build(self, entry: Entry, *, progress: Progress, rebuild: bool = True) -> Image:
+        """Build the entry's local image from its package; with `rebuild` also one that exists, anew.
 
         Raises:
             ImageError: the entry has no package, or the build failed.
         """
         if entry.package is None:
             raise ImageError(f"no image for {entry.id}: the entry names no package to build an image from")
-        return await self._local(entry, entry.package, progress, rebuild=True)
+        return await self._local(entry, entry.package, progress, rebuild=rebuild)
 
     async def _published(self, reference: str, progress: Progress) -> Image:
         async with self._only_one(reference):

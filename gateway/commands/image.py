@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from catalog import find_shipped_catalog, load_catalog
-from gateway.commands.running import AsJson, err, print_json, run, settings
+from gateway.commands.running import AsJson, print_json, run, settings
 from gateway.images import ImageStore
 
 app = typer.Typer(no_args_is_help=True)
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("build")
 def build(
     ids: Annotated[list[str] | None, typer.Argument(help="Entry ids; without any, the default profile's.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew what exists, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build the local image of each entry from its PyPI or npm package; an image that exists is not built again."""
@@ -29,7 +30,7 @@ def build(
     async def work() -> list[dict[str, str]]:
         built = []
         for entry in entries:
-            image = await images.build(entry, progress=lambda line, id=entry.id: err.print(f"{id}: {line}"))  # type: ignore[misc]
+            image = await images.build(entry, progress=lambda line: typer.echo(line, err=True), rebuild=rebuild)
             built.append({"entry": entry.id, "image": image.reference, "id": image.id})
         return built
 
