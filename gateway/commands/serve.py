@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -83,7 +84,7 @@ def _print_screen(gateway: Gateway, running: Running, model_line: str) -> None:
         runtime = server.runtime or gateway.runtime_name(server.entry)
         count = f"{len(server.listing.tools)} tools" if server.listing else server.error or "not started"
         out.print(f"  {'on ' if server.listing else 'OFF'} {id:20} {runtime:32} {count}"[:118])
-    command = shutil.which("lockgate") or sys.argv[0]
+    command = Path(shutil.which("lockgate") or sys.argv[0]).absolute()
     out.print("[bold]Connect[/bold]")
     out.print(f"  Claude Code     claude mcp add --transport http lockgate {url}")
     out.print(f'  Cursor          ~/.cursor/mcp.json:        {{"mcpServers": {{"lockgate": {{"url": "{url}"}}}}}}')
