@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, Final, TypeVar
@@ -22,6 +23,7 @@ T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="A profile other than the default.")]
 
+TERMINATED: Final = 128 + signal.SIGTERM
 FILE_WIDTH: Final = 200
 """Columns when the output is not a terminal: tables must not be folded for `grep`."""
 
@@ -34,9 +36,19 @@ def settings() -> Settings:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; Ctrl-C cancels the work, which cleans up, and then raises KeyboardInterrupt."""
+    """Run to the end; Ctrl-C and SIGTERM cancel the work, which cleans up; then the command ends as shells expect."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        try:
+            return runner.run(_ended_by_sigterm(work))
+        except asyncio.CancelledError:
+            sys.exit(TERMINATED)
+
+
+async def _ended_by_sigterm(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
 
 
 def print_json(value: object) -> None:
