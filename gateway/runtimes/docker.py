@@ -115,14 +115,14 @@ class DockerRuntime:
             channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
             await channel.attach()
             await to_thread.run_sync(lambda: client.start(created["Id"]))
-        except (*_EngineErrors, OSError) as exc:
-            raise errors.UpstreamUnavailable(f"the Docker Engine could not start {entry.id}: {_short(exc)}") from exc
-        except BaseException:
-            channel, started = None, channel
-            with anyio.CancelScope(shield=True):
-                if started is not None:
-                    started.abandon()
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True), suppress(*_EngineErrors):
+                if channel is not None:
+                    channel.abandon()
                 await self._remove(name)
+            if isinstance(exc, (*_EngineErrors, OSError)):
+                text = f"the Docker Engine could not start {entry.id}: {_short(exc)}"
+                raise errors.UpstreamUnavailable(text) from exc
             raise
         return channel
 
