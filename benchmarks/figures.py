@@ -84,16 +84,22 @@ def table(title: str, cells: Iterable[Cell]) -> str:
     return "\n".join(lines)
 
 
+SDK = ("sdk", "sdk-modern")
+"""Towards this server a gateway may choose the era that suits it, a caller of the other era may not: the rows differ,
+and the worse one counts."""
+
+
 def summary(cells: Mapping[str, Mapping[int, Cell]]) -> str:
     """The one line that goals are set on; n/a where this machine could not run the server."""
 
-    def figure(subject: str, callers: Sequence[int], form: str, of: Callable[[Cell], float]) -> str:
-        found = [of(cells[subject][n]) for n in callers if n in cells.get(subject, {})]
-        return format(max(found), form) if found else "n/a"
+    def found(subjects: Sequence[str], callers: Sequence[int], of: Callable[[Cell], float]) -> list[float]:
+        return [of(cells[name][n]) for name in subjects for n in callers if n in cells.get(name, {})]
 
+    ratios = found(SDK, [16], lambda cell: cell.calls_per_s_ratio)
+    added = found(SDK, [1], lambda cell: cell.added_p50_ms)
+    attach = found(["container"], [1], lambda cell: cell.p50_ratio)
+    rates = found(["process"], [16, 64], lambda cell: cell.through.calls_per_s)
     return (
-        f"relay: c16={figure('sdk', [16], '.2f', lambda cell: cell.calls_per_s_ratio)}"
-        f" c1_added_ms={figure('sdk', [1], '.3f', lambda cell: cell.added_p50_ms)}"
-        f" attach={figure('container', [1], '.2f', lambda cell: cell.p50_ratio)}"
-        f" process_cps={figure('process', [16, 64], '.0f', lambda cell: cell.through.calls_per_s)}"
+        f"relay: c16={min(ratios):.2f} c1_added_ms={max(added):.3f}"
+        f" attach={f'{attach[0]:.2f}' if attach else 'n/a'} process_cps={f'{max(rates):.0f}' if rates else 'n/a'}"
     )
