@@ -191,6 +191,7 @@ def main() -> int:
     run = Run(suite, report, cache / "results", cache, given.revision or REVISIONS, given.scenario, given.verbose)
     try:
         suite.ensure()
+        fixture.forget_earlier(cache)
         for name, work in _plan(given):
             try:
                 work(run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -52,10 +53,19 @@ def build_wheel(folder: Path) -> Path:
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{MODULE}-{version()}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+    part = folder / f"{wheel.name}.{os.getpid()}"
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+    part.replace(wheel)
     return wheel
+
+
+def forget_earlier(cache: Path) -> None:
+    """Remove what earlier versions of the script left: their wheels and the gateway's installations of them."""
+    for path in [*cache.glob(f"wheels/{MODULE}-*"), *cache.glob(f"gateway/packages/pypi/{PROGRAM}-*")]:
+        if f"-{version()}-" not in path.name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _digest(content: bytes) -> str:

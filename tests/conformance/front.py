@@ -77,8 +77,10 @@ def _environment(cache: Path, catalog: Path, state: Path) -> dict[str, str]:
         "RUNTIME": "process",
     }
     # The packed fixture is found in a folder, whatever installs it; what it needs comes from the usual index.
-    wheels = str(fixture.build_wheel(cache / "wheels").parent)
-    links = {name: f"{inherited.get(name, '')} {wheels}".strip() for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS")}
+    wheels = fixture.build_wheel(cache / "wheels").parent.as_uri()
+    links = {}
+    for name, separator in (("PIP_FIND_LINKS", " "), ("UV_FIND_LINKS", ",")):
+        links[name] = separator.join(filter(None, [inherited.get(name), wheels]))
     python = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return {**inherited, **python, **links, **{f"LOCKGATE_{name}": value for name, value in settings.items()}}
 
