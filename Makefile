@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench-relay lock clean
+.PHONY: help run test lint conformance bench-relay lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ test: ## Lint, check types and run all tests, with a Docker Engine where one can
 lint: ## Check format, lint and types only
 	@.ci/bootstrap --dev
 	@.ci/check
+
+conformance: ## Judge the gateway with the public MCP conformance suite
+	@.ci/bootstrap --dev
+	@.ci/parts
+	@.ci/with-node .venv/bin/python -m tests.conformance $(ARGS)
 
 bench-relay: ## Measure what the gateway adds to a call
 	@.ci/bootstrap --dev
