@@ -36,6 +36,9 @@ MAX_SURFACES: Final = 256
 MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
 UPDATED: Final = "notifications/resources/updated"
+APPS: Final = "io.modelcontextprotocol/ui"
+TASKS: Final = "io.modelcontextprotocol/tasks"
+"""Not relayed: a task id means nothing but to the server that gave it."""
 LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
 
 
@@ -411,6 +414,18 @@ class Door:
             if len(self._surfaces) > MAX_SURFACES:
                 self._surfaces.popitem(last=False)
         return found
+
+    def extensions(self, caller: Caller) -> Fields:
+        """Extensions that can be offered: those that exactly one server of the profile declares, and MCP Apps, which is
+        only a matter of names."""
+        found: dict[str, list[Raw]] = {}
+        for id in caller.profile.servers:
+            listing = self.pool.listing(id)
+            if listing is None or "extensions" not in listing.capabilities:
+                continue
+            for name, raw in envelope.fields(listing.capabilities["extensions"]).items():
+                found.setdefault(name, []).append(raw)
+        return {name: raws[0] for name, raws in found.items() if name != TASKS and (len(raws) == 1 or name == APPS)}
 
     def instructions(self, caller: Caller) -> str:
         """The known instructions of the profile's servers, each under its name, each bounded."""

@@ -121,6 +121,8 @@ def build(
             public = _public(kind, single, server, item.key)
             members = envelope.fields(item.raw)
             members[kind.key] = envelope.raw(public)
+            if kind is TOOLS and single is None and "_meta" in members:
+                _wrap_view(members, server)
             out[kind.method][public] = envelope.encode(members)
             target = Target(server, item.key)
             if kind is TOOLS:
@@ -155,6 +157,18 @@ def _public(kind: Kind, single: str | None, server: str, key: str) -> str:
     if kind in (RESOURCES, TEMPLATES):
         return key if single else names.wrap_uri(server, key)
     return names.plain(key) if single else names.qualify(server, key)
+
+
+def _wrap_view(tool: Fields, server: str) -> None:
+    """Point a tool's MCP Apps view at the resource clients can read (extension io.modelcontextprotocol/ui)."""
+    meta = envelope.fields(tool["_meta"])
+    view = meta.get("ui")
+    if view is not None and bytes(view)[:1] == b"{":
+        members = envelope.fields(view)
+        _wrap_member(members, "resourceUri", server)
+        meta["ui"] = envelope.raw(members)
+    _wrap_member(meta, "ui/resourceUri", server)  # the extension's earlier spelling
+    tool["_meta"] = envelope.raw(meta)
 
 
 def _fits(pieces: tuple[str, ...], uri: str) -> bool:

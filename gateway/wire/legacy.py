@@ -216,15 +216,18 @@ class LegacySession(Caller):
         self.client = envelope.text(name, "clientInfo.name")[:128] if bytes(name) else ""
         self.capabilities = wanted.capabilities
         self._door.enter(self)
+        capabilities: dict[str, object] = {
+            "tools": {"listChanged": True},
+            "prompts": {"listChanged": True},
+            "resources": {"listChanged": True, "subscribe": True},
+            "completions": {},
+            "logging": {},
+        }
+        if extensions := self._door.extensions(self):
+            capabilities["extensions"] = extensions
         answer: dict[str, object] = {
             "protocolVersion": self.revision,
-            "capabilities": {
-                "tools": {"listChanged": True},
-                "prompts": {"listChanged": True},
-                "resources": {"listChanged": True, "subscribe": True},
-                "completions": {},
-                "logging": {},
-            },
+            "capabilities": capabilities,
             "serverInfo": {
                 "name": "lockgate",
                 "title": f"Lockgate ({self.profile.name})",

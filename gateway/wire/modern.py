@@ -31,7 +31,6 @@ LIST_TTL_MS: Final = 5_000
 MAX_EVENTS: Final = 1000
 MAX_LISTENERS: Final = 1024
 MAX_WATCHED: Final = 256
-EXTENSION_UI: Final = "io.modelcontextprotocol/ui"
 
 Send = Callable[[bytes], Awaitable[None]]
 HeaderValues = Mapping[bytes, list[bytes]]
@@ -228,6 +227,8 @@ class ModernEra:
                 "logging": {},
             },
         }
+        if extensions := self._door.extensions(caller):
+            answer["capabilities"]["extensions"] = extensions
         if instructions := self._door.instructions(caller):
             answer["instructions"] = instructions
         return _complete(envelope.encode(answer), ttl_ms=LIST_TTL_MS)
