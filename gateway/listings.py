@@ -126,7 +126,7 @@ def _valid(raw_items: list[Raw], kind: Kind, upstream: Upstream) -> tuple[Item, 
         try:
             if kind is TOOLS:
                 header_annotations(item)
-        except ValueError as exc:
+        except (ValueError, WireError) as exc:
             upstream.log.write("gateway", f"tool {key} dropped: {exc}")
             continue
         found[key] = item
@@ -138,6 +138,7 @@ def header_annotations(tool: Item) -> dict[headers.Path, tuple[str, str]]:
 
     Raises:
         ValueError: one is where it must not be.
+        WireError: the tool holds a value that no decoder takes.
     """
     if headers.ANNOTATION.encode() not in bytes(tool.raw):
         return {}

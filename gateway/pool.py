@@ -452,7 +452,11 @@ class Pool:
         if before != listing:
             changed |= listing.differs(before)
             self.generation += 1
-            await to_thread.run_sync(self._listings.save, server.entry, listing)
+            try:
+                await to_thread.run_sync(self._listings.save, server.entry, listing)
+            except OSError as exc:
+                # It is only a memory for the next start.
+                server.log.write("gateway", f"the listing could not be saved: {exc}")
         if changed:
             self._events.listing_changed(server.entry.id, changed)
 
@@ -468,11 +472,13 @@ class Pool:
         if upstream is None:
             return
         try:
-            listing = await learn(upstream, server.entry)
+            await self._adopt(server, await learn(upstream, server.entry))
         except errors.UpstreamError as exc:
             server.log.write("gateway", f"could not list again, keeping the last listing: {exc}")
             return
-        await self._adopt(server, listing)
+        except Exception as exc:  # noqa: BLE001  # outermost border of a task: one server must not take all with it
+            _log.exception("server %s: internal error while listing again", server.entry.id)
+            server.log.write("gateway", f"could not list again: internal error: {type(exc).__name__}")
 
     # -- subscriptions -----------------------------------------------------------------------
 

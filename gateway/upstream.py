@@ -372,8 +372,8 @@ class Upstream:
         self.log.stray(message)
 
     def _answered(self, incoming: Envelope) -> None:
-        raw_id = bytes(incoming.id)
-        call = self._calls.pop(int(raw_id), None) if raw_id.isdigit() else None
+        id = envelope.number(incoming.id)
+        call = self._calls.pop(id, None) if id is not None else None
         if call is None:
             # Unknown, repeated or late answers are dropped: they must never reach another caller.
             return
@@ -402,8 +402,8 @@ class Upstream:
             members = envelope.fields(params)
         except WireError:
             return
-        token = bytes(members.get("progressToken", b""))
-        call = self._calls.get(int(token)) if token.isdigit() else None
+        token = envelope.number(members.get("progressToken", b""))
+        call = self._calls.get(token) if token is not None else None
         if call is None or call.progress_token is None:
             return
         if call.timer is not None and call.timeout_s is not None:

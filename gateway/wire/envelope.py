@@ -29,6 +29,8 @@ Fields: TypeAlias = dict[str, Raw]
 """One JSON object whose values stay undecoded."""
 
 ABSENT: Final = Raw(b"")
+MAX_OWN_DIGITS: Final = 18
+"""Of ids given by this gateway, which counts from 1. Reading longer ones costs time, and Python refuses 4300 digits."""
 
 
 class WireError(Exception):
@@ -152,6 +154,12 @@ def text(raw: Raw, what: str) -> str:
         return _text.decode(raw)
     except msgspec.DecodeError as exc:
         raise WireError(INVALID_PARAMS, f"{what} must be a string") from exc
+
+
+def number(raw: bytes | Raw) -> int | None:
+    """The integer in an id or token that this gateway may have given; None for anything it never gives."""
+    data = bytes(raw)
+    return int(data) if len(data) <= MAX_OWN_DIGITS and data.isdigit() else None
 
 
 def value(raw: bytes | Raw) -> Any:

@@ -176,8 +176,8 @@ class LegacySession(Caller):
 
     def _answered(self, incoming: Envelope) -> None:
         """An answer of the client's; one without a question is dropped."""
-        raw = bytes(incoming.id)
-        future = self._asked.get(int(raw)) if raw.isdigit() else None
+        number = envelope.number(incoming.id)
+        future = self._asked.get(number) if number is not None else None
         if future is not None and not future.done():
             future.set_result(incoming)
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.serverlog import ServerLog
 from gateway.wire.channel import LineSplitter, LineTooLong, Receiver, Routing
 from gateway.wire.revisions import Era
+
+
+MAX_UNREAD_BYTES: Final = 1024 * 1024
+"""Answers and notifications kept for a server that does not read its stdin: one that asks without end and never
+listens must not fill our memory."""
 
 
 class WriteEnd(Protocol):
@@ -19,6 +24,8 @@ class WriteEnd(Protocol):
     def write(self, data: bytes) -> None: ...
 
     def is_closing(self) -> bool: ...
+
+    def get_write_buffer_size(self) -> int: ...
 
 
 class LineChannel:
@@ -64,8 +71,11 @@ class LineChannel:
         self._room.set()
 
     def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
-        if self._write_end is not None and not self._write_end.is_closing() and not self.ended.is_set():
-            self._write_end.write(message + b"\n")
+        if self._write_end is None or self._write_end.is_closing() or self.ended.is_set():
+            return
+        if id is None and self._write_end.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            return  # requests wait for room in `drain`; a server that reads nothing misses nothing else
+        self._write_end.write(message + b"\n")
 
     def abort(self, id: int) -> bool:
         """One stream for all requests: a request is withdrawn by a message."""

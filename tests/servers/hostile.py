@@ -27,7 +27,7 @@ def read() -> dict[str, Any] | None:
 
 
 def result(request: dict[str, Any], text: str = "") -> dict[str, Any]:
-    """What a proper server answers."""
+    """What a proper server answers to what it knows."""
     match request["method"]:
         case "initialize":
             hello = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {"listChanged": True}}}
@@ -38,17 +38,22 @@ def result(request: dict[str, Any], text: str = "") -> dict[str, Any]:
             return {"content": [{"type": "text", "text": text or "poked"}]}
 
 
-def serve(on_call: Any = None, on_each: Any = None) -> None:
-    """Answer until stdin ends; `on_call` takes tool calls, `on_each` runs before each answer."""
+def answer(request: dict[str, Any]) -> None:
+    if request["method"] in ("initialize", "tools/list", "tools/call", "ping"):
+        send(id=request["id"], result=result(request))
+    else:
+        send(id=request["id"], error={"code": -32601, "message": "Method not found"})
+
+
+def serve(on_call: Any = None, on_each: Any = None, on_list: Any = None, on_hello: Any = None) -> None:
+    """Answer until stdin ends; `on_each` runs before each answer, the others take the answers of their method."""
+    special = {"tools/call": on_call, "tools/list": on_list, "initialize": on_hello}
     while (request := read()) is not None:
         if "id" not in request or "method" not in request:
             continue
         if on_each is not None:
             on_each(request)
-        if request["method"] == "tools/call" and on_call is not None:
-            on_call(request)
-        else:
-            send(id=request["id"], result=result(request))
+        (special.get(request["method"]) or answer)(request)
 
 
 def exits_at_once() -> None:
@@ -159,26 +164,17 @@ def asks_questions() -> None:
 
 def wrong_revision() -> None:
     """Speaks a revision nobody knows."""
-    request = read()
-    assert request is not None
-    send(id=request["id"], result={**result(request), "protocolVersion": "1999-01-01"})
-    serve()
+    serve(on_hello=lambda hello: send(id=hello["id"], result={**result(hello), "protocolVersion": "1999-01-01"}))
 
 
 def bad_initialize() -> None:
     """Answers initialize with something else."""
-    request = read()
-    assert request is not None
-    send(id=request["id"], result=["surprise"])
-    serve()
+    serve(on_hello=lambda hello: send(id=hello["id"], result=["surprise"]))
 
 
 def refuses_initialize() -> None:
     """Answers initialize with an error."""
-    request = read()
-    assert request is not None
-    send(id=request["id"], error={"code": -32000, "message": "no licence"})
-    serve()
+    serve(on_hello=lambda hello: send(id=hello["id"], error={"code": -32000, "message": "no licence"}))
 
 
 def closes_stdout() -> None:
@@ -222,36 +218,29 @@ def forks_and_crashes() -> None:
 
 def bad_items() -> None:
     """Lists tools of which only one is any good."""
+    good = {"name": "poke", "inputSchema": {"type": "object"}}
+    bad: list[Any] = [1, None, "x", [], {}, {"name": 5}, {"name": ""}, {"name": None}, good, {"title": "no name"}]
+    serve(on_list=lambda request: send(id=request["id"], result={"tools": [*bad, {"name": "poke", "title": "again"}]}))
 
-    def listed(request: dict[str, Any]) -> dict[str, Any]:
-        good = {"name": "poke", "inputSchema": {"type": "object"}}
-        bad: list[Any] = [1, None, "x", [], {}, {"name": 5}, {"name": ""}, {"name": None}, good, {"title": "no name"}]
-        return {"tools": [*bad, {"name": "poke", "description": "again"}]}
 
-    while (request := read()) is not None:
-        if "id" in request:
-            send(id=request["id"], result=listed(request) if request["method"] == "tools/list" else result(request))
+def bad_list() -> None:
+    """Lists its tools as something that is no list."""
+    serve(on_list=lambda request: send(id=request["id"], result={"tools": {"poke": {}}}))
 
 
 def endless_pages() -> None:
     """Never comes to the end of its list."""
-    number = 0
-    while (request := read()) is not None:
-        if request.get("method") == "tools/list":
-            number += 1
-            tools = [{"name": f"t{number}", "inputSchema": {"type": "object"}}]
-            send(id=request["id"], result={"tools": tools, "nextCursor": "again"})
-        elif "id" in request:
-            send(id=request["id"], result=result(request))
+
+    def page(request: dict[str, Any]) -> None:
+        send(id=request["id"], result={**result(request), "nextCursor": "again"})
+
+    serve(on_list=page)
 
 
 def too_many_items() -> None:
     """Lists 20,000 tools on one page."""
-    while (request := read()) is not None:
-        if request.get("method") == "tools/list":
-            send(id=request["id"], result={"tools": [{"name": f"t{n}", "inputSchema": {}} for n in range(20_000)]})
-        elif "id" in request:
-            send(id=request["id"], result=result(request))
+    tools = [{"name": f"t{number}", "inputSchema": {}} for number in range(20_000)]
+    serve(on_list=lambda request: send(id=request["id"], result={"tools": tools}))
 
 
 def progress_of_others() -> None:
@@ -281,21 +270,33 @@ def pings_and_never_reads() -> None:
 
 
 def breaks_its_next_list() -> None:
-    """Lists well once; at a call it announces a change, and the new list is a bomb: nested as deep as decoders take."""
-    listed = 0
-    while (request := read()) is not None:
-        if request.get("method") == "tools/list":
-            listed += 1
-            if listed == 1:
-                send(id=request["id"], result=result(request))
-            else:
-                depth = 900 + listed
-                bomb = b'{"name":"bomb","x":%b1%b}' % (b"[" * depth, b"]" * depth)
-                write(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b]}}\n' % (request["id"], bomb))
-        elif "id" in request:
-            if request["method"] == "tools/call":
-                send(method="notifications/tools/list_changed")
+    """Lists well once; at each call it announces a change, and the new list is one that decoders choke on."""
+    bombs = iter(
+        [
+            b'{"name":"bomb","inputSchema":{"x-mcp-header":1,"maximum":1e999}}',
+            b'{"name":"bomb","x":%b1%b}' % (b"[" * 900, b"]" * 900),
+            b'{"name":"bomb","x":%b1%b}' % (b"[" * 100_000, b"]" * 100_000),
+            b'{"name":"bo\\ud800mb"}',
+            b'{"name":"bomb","inputSchema":{"x-mcp-header":"a"}}',
+            b"[]]",
+        ]
+    )
+    lists = 0
+
+    def listed(request: dict[str, Any]) -> None:
+        nonlocal lists
+        lists += 1
+        if lists == 1:
             send(id=request["id"], result=result(request))
+        else:
+            poke = b'{"name":"poke","inputSchema":{}}'
+            write(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b,%b]}}\n' % (request["id"], poke, next(bombs)))
+
+    def changed(request: dict[str, Any]) -> None:
+        send(method="notifications/tools/list_changed")
+        answer(request)
+
+    serve(on_call=changed, on_list=listed)
 
 
 if __name__ == "__main__":

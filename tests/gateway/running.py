@@ -1,0 +1,53 @@
+"""A whole gateway for one test: real listener, real servers, nothing left afterwards.
+
+Knows how to start and end it; what is asked of it is the test's."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gateway.serving import Service, served
+from tests.gateway.callers import Http, Session
+from tests.servers import LocalGateway, LocalRuntime, settings, until, write_catalog
+
+
+class Place:
+    """A running gateway."""
+
+    def __init__(self, gateway: LocalGateway, service: Service) -> None:
+        self.gateway = gateway
+        self.service = service
+        self.url = service.running.url
+        self.http = Http(self.url)
+
+    @property
+    def local(self) -> LocalRuntime:
+        return self.gateway.local
+
+    async def session(self, path: str = "/mcp", **options: Any) -> Session:
+        return await Session.open(self.url, path, **options)
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The audit file's records so far."""
+        text = (self.gateway.settings.state_dir / "audit.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def log(self, server: str) -> list[str]:
+        return [line.text for line in self.gateway.pool.servers[server].log.lines()]
+
+
+@asynccontextmanager
+async def running(
+    folder: Path,
+    servers: Mapping[str, Mapping[str, Any] | Sequence[str]],
+    profiles: Mapping[str, Mapping[str, Any] | Sequence[str]] | None = None,
+    **changes: Any,
+) -> AsyncIterator[Place]:
+    """Serve these servers (see `write_catalog`); when the gateway has ended, so have all its processes."""
+    catalog = write_catalog(folder / "catalog.yaml", servers, profiles)
+    gateway = LocalGateway(settings(folder, catalog, **changes))
+    async with gateway, served(gateway) as service:
+        yield Place(gateway, service)
+    await until(lambda: not gateway.local.processes(), "no server process is left")
