@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from catalog import Profile
 from gateway import audit, bridge, errors, names, surface
-from gateway.audit import Audit, Record
+from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
@@ -184,8 +184,9 @@ class Door:
             method=method,
             name="",
         )
+        outcome: Reply | InputRequired | None = None
         try:
-            return await self._admit(caller, method, params, notify, record, resume)
+            outcome = await self._admit(caller, method, params, notify, record, resume)
         except errors.UnknownName:
             record.outcome = "unknown"
             raise
@@ -197,7 +198,13 @@ class Door:
             raise
         finally:
             record.ms = round((time.perf_counter() - started) * 1000, 3)
-            self._audit.write(record)
+            try:
+                self._audit.write(record)
+            except AuditUnwritable:
+                if isinstance(outcome, InputRequired):
+                    self.give_up(outcome)
+                raise
+        return outcome
 
     async def _admit(
         self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record, resume: Resume | None
@@ -220,6 +227,9 @@ class Door:
         )
         record.policies = decision.policy_ids
         if not decision.allowed:
+            if route.action == "read":
+                # A URI need not be listed, so this one may never have been visible: denied looks like absent.
+                raise errors.UnknownName(f"Resource not found: {record.name}")
             record.outcome = "denied"
             return denied(route, decision.reason)
         ticket = _ticket(caller, method, target, record.arguments)
@@ -523,7 +533,7 @@ def _checked(
     """What a result must pass before the caller sees it; guards on content have their place here."""
     if reply.result is None:
         record.outcome = "error"
-        return reply
+        return Reply(None, surface.rewrite_error(view, target.server, method, reply.error or b"{}"))
     if b'"input_required"' in reply.result:
         members = envelope.fields(reply.result)
         if bytes(members.get("resultType", b"")) == b'"input_required"':

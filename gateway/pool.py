@@ -171,7 +171,10 @@ class Pool:
     def _wanted(self, server: Server, lease: Lease | None) -> Connection:
         """The connection to use: synchronous, so that two callers cannot both take the last free one."""
         if lease is None:
-            return server.connections.setdefault(SHARED, Connection(SHARED, None))
+            shared = server.connections.get(SHARED)
+            if shared is None:
+                shared = server.connections[SHARED] = Connection(SHARED, None)
+            return shared
         for number in range(MAX_LEASED if lease.exclusive else 1):
             key = (lease.owner, number)
             connection = server.connections.get(key)

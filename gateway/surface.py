@@ -5,11 +5,9 @@ Pure and immutable: built from listings and decisions, thrown away when either c
 from __future__ import annotations
 
 import base64
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
@@ -18,8 +16,6 @@ from gateway import errors, names
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Item, Kind, Listing
 from gateway.wire import envelope
 from gateway.wire.envelope import Fields, WireError
-
-_TEMPLATE_PART: Final = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +42,28 @@ class Surface:
     prompts: Mapping[str, Target]
     resources: Mapping[str, Target]
     templates: Mapping[str, Target]
-    shapes: tuple[tuple[tuple[str, ...], Target], ...]
-    """The literal pieces of each template, to find the one that a URI expands."""
+    readable: frozenset[str]
+    """Servers that have resources, as they say themselves."""
     pages: Mapping[str, Page] = field(default_factory=dict)
     single: str | None = None
     """The only server, in a profile with plain names."""
 
     def resource(self, uri: str) -> Target:
-        """The server that serves a public URI, listed or matching a template.
+        """The server that serves a public URI: it need not be listed (links in results often are not), but its server
+        must have resources that this caller may see.
 
         Raises:
-            UnknownName: none does.
+            UnknownName: no such server.
         """
         if (target := self.resources.get(uri)) is not None:
             return target
-        for pieces, target in self.shapes:
-            if _fits(pieces, uri):
-                if self.single is not None:
-                    return Target(self.single, uri)
-                unwrapped = names.unwrap_uri(uri)
-                if unwrapped is not None:
-                    return Target(target.server, unwrapped[1])
-        raise errors.UnknownName(f"Resource not found: {uri}")
+        if self.single is not None:
+            unwrapped: tuple[str, str] | None = (self.single, uri)
+        else:
+            unwrapped = names.unwrap_uri(uri)
+        if unwrapped is None or unwrapped[0] not in self.readable:
+            raise errors.UnknownName(f"Resource not found: {uri[:256]}")
+        return Target(*unwrapped)
 
     def page(self, kind: Kind, cursor: str | None, size: int) -> bytes:
         """One page of a list as the result of its method.
@@ -137,8 +133,8 @@ def build(
     for method, finished in out.items():
         keys = tuple(sorted(finished))
         pages[method] = Page(keys, tuple(finished[key] for key in keys))
-    shapes = tuple((tuple(_TEMPLATE_PART.split(public)), target) for public, target in templates.items())
-    return Surface(tools, prompts, resources, templates, shapes, pages, single)
+    readable = frozenset(id for id, known in listings.items() if "resources" in known.capabilities)
+    return Surface(tools, prompts, resources, templates, readable, pages, single)
 
 
 def _items(listing: Listing) -> Iterator[tuple[Kind, Item]]:
@@ -171,23 +167,6 @@ def _wrap_view(tool: Fields, server: str) -> None:
     tool["_meta"] = envelope.raw(meta)
 
 
-def _fits(pieces: tuple[str, ...], uri: str) -> bool:
-    """Whether a URI may be an expansion of the template with these literal pieces (RFC 6570): each expression between
-    them may have become anything. Leftmost matching, linear in the URI's length."""
-    first, *rest = pieces
-    if not rest:
-        return uri == first
-    if not uri.startswith(first) or not uri.endswith(rest[-1]) or len(uri) < len(first) + len(rest[-1]):
-        return False
-    position, end = len(first), len(uri) - len(rest[-1])
-    for piece in rest[:-1]:
-        found = uri.find(piece, position, end)
-        if found < 0:
-            return False
-        position = found + len(piece)
-    return True
-
-
 # -- results -------------------------------------------------------------------------------------
 
 
@@ -208,6 +187,20 @@ def rewrite_uris(surface: Surface, server: str, method: str, result: bytes) -> b
             _each(members, "content", lambda block: _rewrite_block(block, server))
     except WireError:
         return result
+    return envelope.encode(members)
+
+
+def rewrite_error(surface: Surface, server: str, method: str, error: bytes) -> bytes:
+    """A server's error with the URI in it as the client spelled it (`data.uri` of resources/read)."""
+    if surface.single is not None or method != "resources/read" or b'"uri"' not in error:
+        return error
+    try:
+        members = envelope.fields(error)
+        data = envelope.fields(members.get("data", envelope.ABSENT))
+        _wrap_member(data, "uri", server)
+        members["data"] = envelope.raw(data)
+    except WireError:
+        return error
     return envelope.encode(members)
 
 
