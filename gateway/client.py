@@ -91,6 +91,8 @@ class GatewayClient:
             body: dict[str, Any] = envelope.value(await answer.content())
         except HttpFailure as exc:
             raise GatewayRefused(f"the gateway does not answer: {exc}") from exc
+        except envelope.WireError:
+            body = {}  # an answer that is not the admin API's own: its status says what there is to say
         if answer.status != 200:
             refusal = NoSuchName if answer.status == 404 else GatewayRefused
             raise refusal(str(body.get("error", f"HTTP {answer.status}")))
