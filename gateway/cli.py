@@ -13,6 +13,7 @@ from catalog import CatalogError
 from engine import EngineError
 from gateway import __version__, errors
 from gateway.commands import agent, catalog, check, image, model, serve, server, stdio, tools
+from gateway.commands.running import shown
 
 app = typer.Typer(
     name="lockgate",
@@ -44,10 +45,10 @@ def main() -> None:
         app()
     except (errors.GatewayError, CatalogError, EngineError) as exc:
         usage = isinstance(exc, errors.SettingsError | CatalogError)
-        typer.echo(f"lockgate: {exc}", err=True)
+        typer.echo(f"lockgate: {shown(str(exc))}", err=True)
         sys.exit(2 if usage else 1)
     except BaseExceptionGroup as group:
-        typer.echo(f"lockgate: {_first(group)}", err=True)
+        typer.echo(f"lockgate: {shown(str(_first(group)))}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

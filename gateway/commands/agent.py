@@ -28,7 +28,7 @@ from engine.agent import (
     run_agent,
 )
 from gateway.client import GatewayClient, GatewayRefused, gateway_client
-from gateway.commands.running import AsJson, ProfileOption, err, print_json, run, settings
+from gateway.commands.running import AsJson, ProfileOption, err, print_json, run, settings, shown
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -72,7 +72,7 @@ async def _work(task: str, profile: str | None, model: str | None, budget: Budge
     async with gateway_client(wanted, profile) as client:
         tools = [_function(tool) for tool in await client.list_tools()]
         if not as_json:
-            err.print(f"[dim]{ref}, {len(tools)} tools at {client.running.url}[/dim]")
+            err.print(f"{ref}, {len(tools)} tools at {client.running.url}", style="dim")
         async with aclosing(_loop(client, ref, task, tools, budget)) as steps:
             async for event in steps:
                 if not isinstance(event, TextWritten):
@@ -149,10 +149,9 @@ def _show(event: Event) -> None:
             typer.echo(f"  call    {event.name} {json.dumps(dict(event.arguments), ensure_ascii=False)}")
         case ToolReturned():
             text = event.text if len(event.text) <= SHOWN_CHARS else event.text[:SHOWN_CHARS] + " …"
-            printable = "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
-            typer.echo(f"  {'error ' if event.is_error else 'result'}  " + printable.strip().replace("\n", INDENT))
+            typer.echo(f"  {'error ' if event.is_error else 'result'}  " + shown(text).strip().replace("\n", INDENT))
         case Answered():
-            typer.echo(f"answer  {event.text}")
+            typer.echo(f"answer  {shown(event.text)}")
         case Stopped():
             if event.reason != "answered":
                 used = f"{event.steps} steps, {event.calls} calls, {event.tokens} tokens"

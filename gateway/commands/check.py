@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from gateway import errors
-from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings
+from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings, shown
 from gateway.gateway import Gateway
 from gateway.serving import find_running
 
@@ -29,7 +29,7 @@ def check(
     else:
         table = Table("", "check", "finding", box=None, pad_edge=False)
         for row in rows:
-            table.add_row("ok" if row["ok"] else "FAIL", row["check"], row["finding"])
+            table.add_row("ok" if row["ok"] else "FAIL", row["check"], shown(row["finding"]))
         out.print(table)
     if failed:
         raise typer.Exit(1)

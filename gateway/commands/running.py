@@ -27,8 +27,8 @@ TERMINATED: Final = 128 + signal.SIGTERM
 FILE_WIDTH: Final = 200
 """Columns when the output is not a terminal: tables must not be folded for `grep`."""
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
+err = Console(markup=False, stderr=True, highlight=False, soft_wrap=True)
 
 
 def settings() -> Settings:
@@ -49,6 +49,16 @@ async def _ended_by_sigterm(work: Coroutine[Any, Any, T]) -> T:
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await work
+
+
+def shown(text: str) -> str:
+    """What a server or a package wrote, without the control characters that could drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def first_line(text: str, chars: int) -> str:
+    """The same for a cell of a table."""
+    return shown(text.strip().partition("\n")[0][:chars])
 
 
 def print_json(value: object) -> None:

@@ -18,7 +18,7 @@ import typer
 from anyio import to_thread
 
 from engine import EngineError
-from gateway.commands.running import err, out, run, settings
+from gateway.commands.running import err, first_line, out, run, settings
 from gateway.gateway import Gateway
 from gateway.serving import Running, served
 from gateway.settings import Settings
@@ -77,21 +77,22 @@ async def _fetch_model(gateway: Gateway) -> str:
 def _print_screen(gateway: Gateway, running: Running, model_line: str) -> None:
     url = f"{running.url}/mcp"
     engine = "Docker Engine" if gateway.no_engine is None else f"no containers ({gateway.no_engine})"
-    out.print(f"\n[bold]Endpoint[/bold]  {url}   profile {gateway.profile.name}   {engine}   model {model_line}")
-    out.print("[bold]Servers[/bold]")
+    out.print(f"\nEndpoint  {url}   profile {gateway.profile.name}   {engine}   model {model_line}")
+    out.print("Servers", style="bold")
     for id in gateway.profile.servers:
         server = gateway.pool.servers[id]
         runtime = server.runtime or gateway.runtime_name(server.entry)
         count = f"{len(server.listing.tools)} tools" if server.listing else server.error or "not started"
-        out.print(f"  {'on ' if server.listing else 'OFF'} {id:20} {runtime:32} {count}"[:118])
+        state = "on " if server.listing else "OFF"
+        out.print("  " + first_line(f"{state} {id:20} {runtime:32} {count}", 116))
     command = Path(shutil.which("lockgate") or sys.argv[0]).absolute()
-    out.print("[bold]Connect[/bold]")
+    out.print("Connect", style="bold")
     out.print(f"  Claude Code     claude mcp add --transport http lockgate {url}")
     out.print(f'  Cursor          ~/.cursor/mcp.json:        {{"mcpServers": {{"lockgate": {{"url": "{url}"}}}}}}')
     vs_code = json.dumps({"servers": {"lockgate": {"type": "http", "url": url}}})
     out.print(f"  VS Code         .vscode/mcp.json:          {vs_code}")
     out.print("  Claude Desktop  claude_desktop_config.json:")
     out.print(f'                  {{"mcpServers": {{"lockgate": {{"command": "{command}", "args": ["stdio"]}}}}}}')
-    out.print("[bold]Try[/bold]")
+    out.print("Try", style="bold")
     out.print(f'  {command} agent run "What time is it in Tokyo right now?"')
     out.print("Ctrl-C stops the gateway and every server it started.")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from catalog import find_shipped_catalog, load_catalog
 from gateway.client import GatewayClient, GatewayRefused, gateway_client
-from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings
+from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, run, settings
 from gateway.serving import find_running
 
 app = typer.Typer(no_args_is_help=True)
@@ -59,9 +59,8 @@ def list_servers(
     for server in servers:
         tools = server.get("tools")
         note = str(server.get("error") or server["title"])
-        table.add_row(
-            server["id"], server["state"], server["runtime"], "?" if tools is None else str(tools), note[:100]
-        )
+        count = "?" if tools is None else str(tools)
+        table.add_row(server["id"], server["state"], server["runtime"], count, first_line(note, 100))
     out.print(table)
 
 

@@ -5,13 +5,14 @@ Knows no server."""
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from gateway.client import gateway_client
-from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings
+from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, run, settings, shown
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,8 +31,7 @@ def list_tools(as_json: AsJson = False, profile: ProfileOption = None) -> None:
         return
     table = Table("tool", "description", box=None, pad_edge=False)
     for tool in tools:
-        first_line = (str(tool.get("description") or "").strip().splitlines() or [""])[0]
-        table.add_row(tool["name"], first_line[:100])
+        table.add_row(shown(tool["name"]), first_line(str(tool.get("description") or ""), 100))
     out.print(table)
     out.print(f"{len(tools)} tools")
 
@@ -60,6 +60,7 @@ def call_tool(
         print_json(result)
     else:
         for block in result.get("content", []):
-            typer.echo(block["text"] if block.get("type") == "text" else json.dumps(block, ensure_ascii=False)[:2000])
+            text = block["text"] if block.get("type") == "text" else json.dumps(block)[:2000]
+            typer.echo(shown(text) if sys.stdout.isatty() else text)
     if result.get("isError"):
         raise typer.Exit(1)
