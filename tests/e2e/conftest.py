@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import gateways
-from tests.e2e.gateways import STARTER, RunningGateway, engine, missing
+from tests.e2e.gateways import STARTER, RunningGateway, engine, found_engine, missing
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,6 +51,14 @@ def process_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
 def gateway(request: pytest.FixtureRequest) -> RunningGateway:
     """Each of the two in turn."""
     found = request.getfixturevalue(f"{request.param}_gateway")
+    assert isinstance(found, RunningGateway)
+    return found
+
+
+@pytest.fixture(scope="session")
+def any_gateway(request: pytest.FixtureRequest) -> RunningGateway:
+    """One of the two, for tests of what does not depend on the runtime."""
+    found = request.getfixturevalue("process_gateway" if isinstance(found_engine(), str) else "docker_gateway")
     assert isinstance(found, RunningGateway)
     return found
 

@@ -35,26 +35,37 @@ def typescript(transport: str, mode: str) -> Client:
     return Client((node, program("typescript.mjs"), str(installed)), transport, mode)
 
 
+CLIENTS = {
+    "python2-http-legacy": (python_2, "http", "legacy"),
+    "python2-http-auto": (python_2, "http", "auto"),
+    "python2-stdio-legacy": (python_2, "stdio", "legacy"),
+    "python2-stdio-auto": (python_2, "stdio", "auto"),
+    "python1-http": (python_1, "http", "legacy"),
+    "python1-stdio": (python_1, "stdio", "legacy"),
+    "typescript-http-legacy": (typescript, "http", "legacy"),
+    "typescript-http-auto": (typescript, "http", "auto"),
+    "typescript-stdio-legacy": (typescript, "stdio", "legacy"),
+    "typescript-stdio-auto": (typescript, "stdio", "auto"),
+}
+WITH_PROCESSES = ("python2-http-auto", "python1-stdio", "typescript-http-legacy")
+"""Each client library once: what runs the servers and how a client connects have nothing to do with each other."""
+
+
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param((python_2, "http", "legacy"), id="python2-http-legacy"),
-        pytest.param((python_2, "http", "auto"), id="python2-http-auto"),
-        pytest.param((python_2, "stdio", "legacy"), id="python2-stdio-legacy"),
-        pytest.param((python_2, "stdio", "auto"), id="python2-stdio-auto"),
-        pytest.param((python_1, "http", "legacy"), id="python1-http"),
-        pytest.param((python_1, "stdio", "legacy"), id="python1-stdio"),
-        pytest.param((typescript, "http", "legacy"), id="typescript-http-legacy", marks=pytest.mark.node),
-        pytest.param((typescript, "http", "auto"), id="typescript-http-auto", marks=pytest.mark.node),
-        pytest.param((typescript, "stdio", "legacy"), id="typescript-stdio-legacy", marks=pytest.mark.node),
-        pytest.param((typescript, "stdio", "auto"), id="typescript-stdio-auto", marks=pytest.mark.node),
+        *(pytest.param(("docker", name), id=f"docker-{name}", marks=pytest.mark.docker) for name in CLIENTS),
+        *(pytest.param(("process", name), id=f"process-{name}", marks=pytest.mark.node) for name in WITH_PROCESSES),
     ],
 )
-def talk(request: pytest.FixtureRequest, gateway: RunningGateway) -> Conversation:
-    """What each client was told by each gateway; held once and looked at by every test below."""
-    client, transport, mode = request.param
-    tag = f"{client.__name__}_{transport}_{mode}"
-    return hold(gateway, client(transport, mode), tag)
+def talk(request: pytest.FixtureRequest) -> Conversation:
+    """What each client was told by a gateway; held once and looked at by every test below."""
+    runtime, name = request.param
+    client, transport, mode = CLIENTS[name]
+    program = client(transport, mode)
+    gateway = request.getfixturevalue(f"{runtime}_gateway")
+    assert isinstance(gateway, RunningGateway)
+    return hold(gateway, program, f"{client.__name__}_{transport}_{mode}")
 
 
 def test_a_client_that_looks_for_the_newest_revision_finds_it(talk: Conversation) -> None:
