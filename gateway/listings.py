@@ -155,7 +155,7 @@ class ListingStore:
     def load(self, entry: Entry) -> Listing | None:
         try:
             content = self._path(entry).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
         try:
             listing = self._decoder.decode(content)

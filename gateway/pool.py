@@ -166,6 +166,8 @@ class Pool:
             return await asyncio.shield(self._start_soon(server, wanted))
         except BaseException:
             wanted.taken = False
+            if wanted.starting is None and wanted.upstream is None:
+                server.connections.pop(wanted.key, None)  # it may not even be tried yet
             raise
 
     def _wanted(self, server: Server, lease: Lease | None) -> Connection:

@@ -12,7 +12,6 @@ from gateway.serverlog import ServerLog
 from gateway.wire.channel import LineSplitter, LineTooLong, Receiver, Routing
 from gateway.wire.revisions import Era
 
-
 MAX_UNREAD_BYTES: Final = 1024 * 1024
 """Answers and notifications kept for a server that does not read its stdin: one that asks without end and never
 listens must not fill our memory."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class LocalRuntime:
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
         self.starts: list[str] = []
+        self._others = {pid for pid, parent, _ in _processes() if parent == os.getpid()}
 
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """The scripts are there."""
@@ -52,21 +53,31 @@ class LocalRuntime:
         return await spawn(argv, env=env, cwd=str(HERE), receiver=receiver, log=log, label="local")
 
     def processes(self) -> list[int]:
-        """The processes with our mark that live; a zombie has no environment any more."""
+        """The processes with our mark, and children of this process that came since: one that is only just starting
+        has no mark yet, and one that ended but was not reaped has none any more."""
         mark = f"{MARK}={self.mark}".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    environment = (folder / "environ").read_bytes()
-                except OSError:
-                    continue  # it ended meanwhile, or is another user's
-                if mark in environment:
-                    found.append(int(folder.name))
-        return found
+        return [pid for pid, parent, environment in _processes() if mark in environment or self._is_new(pid, parent)]
+
+    def _is_new(self, pid: int, parent: int) -> bool:
+        return parent == os.getpid() and pid not in self._others
 
     async def aclose(self) -> None:
         """Processes end with their channels."""
+
+
+def _processes() -> Iterator[tuple[int, int, bytes]]:
+    """Each process's id, its parent's, and its environment as far as we may see it."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (ProcessLookupError, FileNotFoundError):
+                continue  # it ended meanwhile
+            try:
+                environment = (folder / "environ").read_bytes()
+            except OSError:
+                environment = b""  # another user's, or one that has ended
+            yield int(folder.name), parent, environment
 
 
 class LocalGateway(Gateway):
