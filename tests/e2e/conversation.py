@@ -112,7 +112,8 @@ def script(tag: str) -> dict[str, Step]:
             "uri": "lockgate://everything/demo://resource/static/document/features.md",
         },
         "dynamic resource": {"do": "read_resource", "uri": "lockgate://everything/demo://resource/dynamic/text/6"},
-        "unknown resource": {"do": "read_resource", "uri": "lockgate://everything/nothing"},
+        "unknown resource": {"do": "read_resource", "uri": "lockgate://everything/demo://resource/nothing"},
+        "resource of nobody": {"do": "read_resource", "uri": "lockgate://nowhere/demo://resource/nothing"},
         "complete prompt": {
             "do": "complete",
             "ref": {"type": "ref/prompt", "name": "everything__completable-prompt"},

@@ -25,8 +25,8 @@ class Answer(NamedTuple):
     def messages(self) -> list[dict[str, Any]]:
         """The JSON-RPC messages in it, whether it is JSON or an event stream."""
         if self.headers.get("content-type", "").startswith("text/event-stream"):
-            lines = self.body.decode().splitlines()
-            return [json.loads(line.removeprefix("data:")) for line in lines if line.startswith("data:")]
+            data = [line[5:] for line in self.body.decode().splitlines() if line.startswith("data:")]
+            return [json.loads(message) for message in data if message.strip()]  # the first event may be an id alone
         return [json.loads(self.body)]
 
     @property

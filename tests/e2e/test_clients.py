@@ -175,7 +175,8 @@ def test_resources_are_listed_and_read(talk: Conversation) -> None:
     assert len(static["text"]) > 100
     assert dynamic["uri"] == "lockgate://everything/demo://resource/dynamic/text/6"
     assert dynamic["text"].startswith("Resource 6:")
-    assert talk.error("unknown resource")["code"] in (-32002, -32602)
+    for label in ("unknown resource", "resource of nobody"):
+        assert talk.error(label)["code"] in (-32002, -32602)
 
 
 def test_arguments_are_completed(talk: Conversation) -> None:
