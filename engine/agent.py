@@ -17,6 +17,9 @@ INSTRUCTIONS: Final = (
     "You are a helpful assistant with access to functions. Call a function whenever it can do what the user asks; "
     "never guess its result. When you have the result, answer the user in one or two sentences."
 )
+CLOSING: Final = (
+    "Answer the user's question in one or two sentences from the information below. It is complete and up to date."
+)
 MAX_STEP_TOKENS: Final = 1_024  # of one model query
 MAX_RESULT_CHARS: Final = 4_000  # of one tool result shown to the model
 MAX_HISTORY_CHARS: Final = 16_000  # of all messages; older results are shortened above it
@@ -187,9 +190,11 @@ class _Run:
             {"role": "user", "content": task},
         ]
         self._done: set[tuple[str, str]] = set()
+        self._results: list[tuple[str, str]] = []
         self._has_retried = False
+        self.is_closing = False
         self.offered = tuple(tool["function"]["name"] for tool in self._tools)
-        self.choice: Literal["auto", "required", "none"] = "auto"
+        self.choice: Literal["auto", "required"] = "auto"
         self.steps = self.n_calls = self.n_tokens = self.n_repeated = 0
 
     def exhausted(self) -> StopReason | None:
@@ -210,7 +215,9 @@ class _Run:
             "max_tokens": min(MAX_STEP_TOKENS, self._budget.tokens - self.n_tokens),
             "stream_options": {"include_usage": True},
         }
-        if self._tools:
+        if self.is_closing:
+            request["messages"] = self._closing_messages()
+        elif self._tools:
             request |= {"tools": self._tools, "tool_choice": self.choice}
         self.choice = "auto"
         chunks = self._generate(request)
@@ -248,6 +255,7 @@ class _Run:
                 yield ToolCalled(call["id"], name, arguments)
                 outcome = await self._in_time(self._call_tool(name, arguments))
                 yield ToolReturned(call["id"], name, outcome.text, outcome.is_error)
+                self._results.append((name, f"Error: {outcome.text}" if outcome.is_error else outcome.text))
             shown = (
                 f"Error: {outcome.text}" if outcome.is_error and "error" not in outcome.text.lower() else outcome.text
             )
@@ -256,17 +264,26 @@ class _Run:
             )
         if is_repeated:
             self.n_repeated += 1
-            self.choice = "none"
+            self.is_closing = True
 
     def may_retry(self, turn: _Turn) -> bool:
         """Whether `turn` looks like a call gone wrong and none has been retried yet."""
         looks_like_call = not turn.text.strip() or (
             "{" in turn.text and any(name in turn.text for name in self.offered)
         )
-        if self._has_retried or not looks_like_call or not self._tools:
+        if self.is_closing or self._has_retried or not looks_like_call or not self._tools:
             return False
         self._has_retried = True
         return True
+
+    def _closing_messages(self) -> list[dict[str, Any]]:
+        """The task and what was found out, without tools and without the calls: small models that make the same call
+        over and over answer this."""
+        found = "\n\n".join(f"{name} returned:\n{trim(text, MAX_RESULT_CHARS)}" for name, text in self._results)
+        return [
+            {"role": "system", "content": CLOSING},
+            {"role": "user", "content": f"{self._messages[1]['content']}\n\nInformation:\n{found}"},
+        ]
 
     async def _in_time(self, awaitable: Awaitable[Any]) -> Any:
         with anyio.move_on_after(max(0.0, self._deadline - self._clock())):

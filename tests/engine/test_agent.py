@@ -1,0 +1,273 @@
+"""The agent loop with a model that follows a script: limits, order and what the model is told."""
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.agent import (
+    Answered,
+    Budget,
+    Event,
+    StepStarted,
+    Stopped,
+    TextWritten,
+    ToolCalled,
+    ToolOutcome,
+    ToolReturned,
+    run_agent,
+    trim,
+)
+
+pytestmark = pytest.mark.anyio
+
+Say = str | Sequence[tuple[str, Any]]  # text, or calls as (name, arguments)
+
+
+def tool(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    return {"type": "function", "function": {"name": name, "description": f"The {name} tool", "parameters": parameters}}
+
+
+class ScriptedModel:
+    """Answers the requests of an agent in order from a script; the last entry is repeated for ever."""
+
+    def __init__(self, *script: Say, tokens: int = 10) -> None:
+        self.script = script
+        self.tokens = tokens
+        self.requests: list[dict[str, Any]] = []
+
+    async def generate(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        said = self.script[min(len(self.requests), len(self.script) - 1)]
+        self.requests.append(json.loads(json.dumps(request)))
+        deltas: list[dict[str, Any]] = []
+        if isinstance(said, str):
+            deltas += [{"content": said[:3]}, {"content": said[3:]}]
+        else:
+            for index, (name, arguments) in enumerate(said):
+                text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+                call = {
+                    "index": index,
+                    "id": f"c{index}",
+                    "type": "function",
+                    "function": {"name": name, "arguments": text},
+                }
+                deltas.append({"tool_calls": [call]})
+        for delta in deltas:
+            yield {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        yield {"choices": [], "usage": {"completion_tokens": self.tokens}}
+
+
+async def echo(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+    return ToolOutcome(f"{name} says {arguments}")
+
+
+async def run(model: ScriptedModel, *, call_tool: Any = echo, **options: Any) -> list[Event]:
+    tools = [tool("alpha"), tool("beta")]
+    agent = run_agent("task", generate=model.generate, call_tool=call_tool, tools=tools, **options)
+    return [event async for event in agent]
+
+
+async def test_answer_without_tools_ends_the_run() -> None:
+    events = await run(ScriptedModel("Hello there."))
+    assert events == [
+        StepStarted(1, ("alpha", "beta")),
+        TextWritten("Hel"),
+        TextWritten("lo there."),
+        Answered("Hello there."),
+        Stopped("answered", steps=1, calls=0, tokens=10),
+    ]
+
+
+async def test_result_of_a_call_goes_back_to_the_model() -> None:
+    model = ScriptedModel([("alpha", {"n": 1})], "It says so.")
+    events = await run(model)
+    assert ToolCalled("c0", "alpha", {"n": 1}) in events
+    assert ToolReturned("c0", "alpha", "alpha says {'n': 1}", False) in events
+    assert events[-1] == Stopped("answered", steps=2, calls=1, tokens=20)
+    assert [message["role"] for message in model.requests[1]["messages"]] == ["system", "user", "assistant", "tool"]
+    assert model.requests[1]["messages"][-1]["content"] == "alpha says {'n': 1}"
+
+
+async def test_several_calls_of_one_turn_are_made_in_order() -> None:
+    events = await run(ScriptedModel([("alpha", {"n": 1}), ("beta", {"n": 2})], "Done."))
+    names = [event.name for event in events if isinstance(event, (ToolCalled, ToolReturned))]
+    assert names == ["alpha", "alpha", "beta", "beta"]
+
+
+async def test_error_of_a_tool_is_told_to_the_model() -> None:
+    async def failing(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome("no such file", is_error=True)
+
+    model = ScriptedModel([("alpha", {})], "It failed.")
+    events = await run(model, call_tool=failing)
+    assert ToolReturned("c0", "alpha", "no such file", True) in events
+    assert model.requests[1]["messages"][-1]["content"] == "Error: no such file"
+    assert isinstance(events[-2], Answered)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (("gamma", {}), "no function gamma"),
+        (("Alpha", {}), "no function Alpha"),
+        (("alpha\u200b", {}), "no function"),
+        (("beta__alpha", {}), "no function"),
+        (("alpha", "not json"), "not a JSON object"),
+        (("alpha", "[1]"), "not a JSON object"),
+    ],
+)
+async def test_invented_call_is_never_made(call: tuple[str, Any], told: str) -> None:
+    async def never(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        raise AssertionError(name)
+
+    model = ScriptedModel([call], "Sorry.")
+    events = await run(model, call_tool=never)
+    assert not [event for event in events if isinstance(event, ToolCalled)]
+    assert told in model.requests[1]["messages"][-1]["content"]
+
+
+async def test_repeated_call_is_not_made_again_and_ends_the_run_if_it_goes_on() -> None:
+    made: list[str] = []
+
+    async def counting(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        made.append(name)
+        return ToolOutcome("same")
+
+    model = ScriptedModel([("alpha", {"n": 1})])
+    events = await run(model, call_tool=counting)
+    assert made == ["alpha"]
+    assert [request.get("tool_choice") for request in model.requests] == ["auto", "auto", None]
+    assert events[-1] == Stopped("repetition", steps=3, calls=3, tokens=30)
+
+
+async def test_same_arguments_in_another_order_are_the_same_call() -> None:
+    model = ScriptedModel([("alpha", '{"a": 1, "b": 2}')], [("alpha", '{"b": 2, "a": 1}')], "Done.")
+    events = await run(model)
+    assert len([event for event in events if isinstance(event, ToolCalled)]) == 1
+
+
+def counting_calls() -> Callable[[int], list[tuple[str, Any]]]:
+    numbers = itertools.count()
+    return lambda n: [("alpha", {"n": next(numbers)}) for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        (Budget(steps=3), "steps"),
+        (Budget(tokens=25), "tokens"),
+        (Budget(calls=4, steps=99), "calls"),
+    ],
+)
+async def test_model_that_never_stops_is_stopped(budget: Budget, reason: str) -> None:
+    calls = counting_calls()
+    model = ScriptedModel(*[calls(1) for _ in range(50)])
+    events = await run(model, budget=budget)
+    stopped = events[-1]
+    assert isinstance(stopped, Stopped)
+    assert stopped.reason == reason
+    assert stopped.steps <= budget.steps
+    assert stopped.calls <= budget.calls
+    assert stopped.tokens <= budget.tokens + model.tokens
+
+
+async def test_many_calls_in_one_turn_stay_within_the_budget() -> None:
+    calls = counting_calls()
+    events = await run(ScriptedModel(calls(50)), budget=Budget(calls=3))
+    assert len([event for event in events if isinstance(event, ToolCalled)]) == 3
+    assert events[-1] == Stopped("calls", steps=1, calls=3, tokens=10)
+
+
+async def test_tool_that_hangs_is_cancelled_when_time_is_up() -> None:
+    cancelled = anyio.Event()
+
+    async def hanging(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    with anyio.fail_after(5):
+        events = await run(ScriptedModel([("alpha", {})]), call_tool=hanging, budget=Budget(seconds=0.05))
+    assert cancelled.is_set()
+    assert events[-1] == Stopped("seconds", steps=1, calls=1, tokens=10)
+
+
+async def test_model_that_hangs_is_cancelled_when_time_is_up() -> None:
+    async def hanging(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        await anyio.sleep_forever()
+        yield {}
+
+    with anyio.fail_after(5):
+        agent = run_agent("t", generate=hanging, call_tool=echo, tools=[], budget=Budget(seconds=0.05))
+        events = [event async for event in agent]
+    assert events[-1] == Stopped("seconds", steps=1, calls=0, tokens=0)
+
+
+async def test_malformed_call_is_retried_once_with_a_call_required() -> None:
+    model = ScriptedModel('Call: {"name": "alpha", "argu', [("alpha", {"n": 1})], "Done.")
+    events = await run(model)
+    assert [request.get("tool_choice") for request in model.requests] == ["auto", "required", "auto"]
+    assert events[-2] == Answered("Done.")
+
+
+async def test_empty_answer_is_retried_once_and_then_said() -> None:
+    model = ScriptedModel("")
+    events = await run(model)
+    assert len(model.requests) == 2
+    assert events[-1] == Stopped("no_answer", steps=2, calls=0, tokens=20)
+
+
+async def test_long_results_are_trimmed_for_the_model_but_not_for_the_reader() -> None:
+    async def long(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome("x" * 100_000)
+
+    calls = counting_calls()
+    model = ScriptedModel(*[calls(1) for _ in range(6)], "Done.")
+    events = await run(model, call_tool=long)
+    assert {len(event.text) for event in events if isinstance(event, ToolReturned)} == {100_000}
+    for request in model.requests:
+        assert sum(len(message["content"] or "") for message in request["messages"]) < 20_000
+    assert "characters left out" in model.requests[-1]["messages"][-1]["content"]
+
+
+async def test_only_the_fitting_tools_are_offered() -> None:
+    model = ScriptedModel("Hi.")
+    tools = [tool(f"tool{n}") for n in range(40)] + [tool("weather")]
+    agent = run_agent("What is the weather?", generate=model.generate, call_tool=echo, tools=tools, kept=3)
+    async for event in agent:
+        if isinstance(event, StepStarted):
+            assert len(event.offered) == 3
+            assert event.offered[0] == "weather"
+    assert len(model.requests[0]["tools"]) == 3
+
+
+async def test_closing_the_run_closes_the_generation() -> None:
+    closed = anyio.Event()
+
+    async def endless(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        try:
+            while True:
+                yield {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
+        finally:
+            closed.set()
+
+    agent = run_agent("task", generate=endless, call_tool=echo, tools=[])
+    async for event in agent:
+        if isinstance(event, TextWritten):
+            break
+    await agent.aclose()
+    assert closed.is_set()
+
+
+async def test_trimmed_text_keeps_both_ends() -> None:
+    trimmed = trim("a" * 1_000 + "z" * 1_000, 100)
+    assert trimmed.startswith("aaa")
+    assert trimmed.endswith("zzz")
+    assert "1900 characters left out" in trimmed
+    assert trim("short", 100) == "short"
