@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -139,14 +139,17 @@ class ImageStore:
     async def _local(self, entry: Entry, package: Package, progress: Progress, *, rebuild: bool) -> Image:
         recipe = server_recipe(entry, package)
         async with self._only_one(recipe.tag):
-            if not rebuild and (present := await self._find(recipe.tag)):
+            present = await self._find(recipe.tag)
+            if present and not rebuild:
                 return Image(recipe.tag, "local", present)
             base = await self._base(recipe.base, progress)
             async with self._builds:
                 progress(f"{entry.id}: building an image from {package.ecosystem} {package.name} {package.version}")
                 id_ = await self._make(recipe, base, lambda line: progress(f"{entry.id}: {line}"))
                 progress(f"{entry.id}: image {recipe.tag} is ready")
-                return Image(recipe.tag, "local", id_)
+            if present and present != id_:
+                await self._discard(present)
+            return Image(recipe.tag, "local", id_)
 
     async def _base(self, language: Language, progress: Progress) -> str:
         """The base image for the language, from a registry or, out of reach of one, from Debian packages."""
@@ -159,14 +162,20 @@ class ImageStore:
                 if not await self._find(published):
                     await self._pull(published, progress)
                 await self._engine(lambda client: client.images.get(published).tag(tag))
-            except ImageError as exc:
-                progress(f"{exc}; taking Debian packages instead")
-                if language == "python":
-                    await self._import_rootfs(tag, progress)
-                else:
-                    python = await self._base("python", progress)
-                    await self._make(node_base_recipe(), python, lambda line: progress(f"base-node: {line}"))
+            except ImageError as unpublished:
+                progress(f"{unpublished}; taking Debian packages instead")
+                try:
+                    await self._base_from_debian(language, progress)
+                except ImageError as exc:
+                    raise ImageError(f"no base image: {unpublished}; {exc}") from exc
             return tag
+
+    async def _base_from_debian(self, language: Language, progress: Progress) -> None:
+        if language == "python":
+            await self._import_rootfs(base_tag(language), progress)
+        else:
+            python = await self._base("python", progress)
+            await self._make(node_base_recipe(), python, lambda line: progress(f"base-node: {line}"))
 
     async def _import_rootfs(self, tag: str, progress: Progress) -> None:
         _, host = await self._build_inputs()
@@ -298,6 +307,11 @@ class ImageStore:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def _discard(self, id_: str) -> None:
+        """Remove an image that lost its name, unless a container still runs it."""
+        with suppress(ImageError):
+            await self._engine(lambda client: client.images.remove(id_))
 
     async def _find(self, reference: str) -> str | None:
         def find(client: docker.DockerClient) -> str | None:

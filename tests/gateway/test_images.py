@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import docker
 import pytest
-from docker.errors import DockerException
+from docker.errors import DockerException, ImageNotFound
 
 from catalog import Entry, Package, Volume
 from gateway.errors import ImageError
@@ -259,6 +259,10 @@ async def test_a_package_without_a_wheel_is_built_from_source(engine: docker.Doc
     try:
         assert any("building it from source" in line for line in lines)
         assert run_in(image) == "0.6.2"
+        again = await ImageStore(cache_dir).build(entry, progress=silent)
+        assert (again.reference, again.id) != (image.reference, image.id)
+        with pytest.raises(ImageNotFound):  # the one it replaces does not stay behind without a name
+            engine.images.get(image.id)
     finally:
         engine.images.remove(image.reference)
 
