@@ -62,7 +62,10 @@ class Audit:
         """
         line = envelope.encode(record) + b"\n"
         try:
-            if os.write(self._fd, line) != len(line):
+            written = os.write(self._fd, line)
+            if written != len(line):
+                # A part would spoil the next record too; this process alone writes here.
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise AuditUnwritable(f"{self._path}: only part of a record could be written; is the disk full?")
         except OSError as exc:
             raise AuditUnwritable(f"{self._path}: {exc.strerror}") from exc

@@ -5,6 +5,7 @@ Resolves the name, decides, forwards, checks the result, audits. Knows no transp
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 import weakref
@@ -40,6 +41,8 @@ APPS: Final = "io.modelcontextprotocol/ui"
 TASKS: Final = "io.modelcontextprotocol/tasks"
 """Not relayed: a task id means nothing but to the server that gave it."""
 LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
+
+_IS_ERROR: Final = re.compile(rb'"isError"\s*:\s*true')
 
 
 class Caller:
@@ -539,7 +542,7 @@ def _checked(
         if bytes(members.get("resultType", b"")) == b'"input_required"':
             requests = envelope.fields(members.get("inputRequests", Raw(b"{}")))
             return InputRequired(requests, Retry(members.get("requestState")), ticket)
-    record.outcome = "tool_error" if b'"isError":true' in reply.result else "ok"
+    record.outcome = "tool_error" if _IS_ERROR.search(reply.result) else "ok"
     return Reply(surface.rewrite_uris(view, target.server, method, reply.result), None)
 
 

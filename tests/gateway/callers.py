@@ -40,7 +40,7 @@ def _data(events: bytes) -> list[bytes]:
         line.removeprefix(b"data: ")
         for block in events.split(b"\n\n")
         for line in block.split(b"\n")
-        if line.startswith(b"data: ")
+        if line.startswith(b"data: ") and line != b"data: "
     ]
 
 
@@ -109,7 +109,8 @@ class Http:
     def head(self, method: str, target: str, headers: Headers, length: int) -> bytes:
         given = list(headers)
         if not any(name.lower() == "host" for name, _ in given):
-            given.insert(0, ("Host", f"{self.host}:{self.port}"))
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            given.insert(0, ("Host", f"{host}:{self.port}"))
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given)]
         return "\r\n".join([*lines, "Connection: close", f"Content-Length: {length}"]).encode("latin-1") + b"\r\n\r\n"
 
@@ -221,7 +222,6 @@ class Session:
         """The session's own stream for what the gateway sends unasked."""
         async with self.http.stream("GET", self.path, headers=self.headers(("Accept", "text/event-stream"))) as stream:
             assert stream.status == 200, stream.status
-            assert await stream.chunk() == b": listening\n\n"
             yield stream
 
     @asynccontextmanager
