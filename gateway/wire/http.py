@@ -93,6 +93,8 @@ class EventLog:
         """Wait for events after `number`, at most `KEEP_ALIVE_S`; False if none came."""
         if self._last > number:
             return True
+        if self.finished:
+            return False
         self._wake.clear()
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
@@ -135,7 +137,8 @@ class HttpSession:
         """The stream and event number behind a Last-Event-ID of this session."""
         name, _, number = event_id.partition("-")
         log = self.outbox if name == self.outbox.name else self._logs.get(name)
-        return (log, int(number)) if log is not None and number.isdigit() else None
+        after = envelope.number(number.encode())
+        return (log, after) if log is not None and after is not None else None
 
     def close(self) -> None:
         for log in (self.outbox, *self._logs.values()):

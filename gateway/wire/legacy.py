@@ -211,9 +211,9 @@ class LegacySession(Caller):
             wanted = _initialize_params.decode(params)
         except msgspec.DecodeError as exc:
             raise WireError(envelope.INVALID_PARAMS, f"initialize: {exc}") from exc
-        self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
         name = wanted.clientInfo.get("name", envelope.ABSENT)
         self.client = envelope.text(name, "clientInfo.name")[:128] if bytes(name) else ""
+        self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
         self.capabilities = wanted.capabilities
         self._door.enter(self)
         capabilities: dict[str, object] = {
