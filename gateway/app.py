@@ -4,8 +4,8 @@ Knows paths; each path's work is done by the module it names."""
 
 from __future__ import annotations
 
+import ipaddress
 from functools import lru_cache
-from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -20,8 +20,6 @@ from gateway.gateway import Gateway
 from gateway.openai import OpenAiApi
 from gateway.wire.http import McpEndpoint
 from policies import Principal
-
-LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Front:
@@ -59,7 +57,11 @@ def _local(scope: Scope) -> bool:
 
 @lru_cache(maxsize=256)
 def _names_loopback(url: bytes) -> bool:
-    return _hostname(url) in LOOPBACK_HOSTS
+    name = _hostname(url)
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _hostname(value: bytes) -> str:
