@@ -3,6 +3,7 @@
 Knows nothing of grammars: it also understands calls in code fences and bare JSON, and leaves other JSON alone."""
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -113,10 +114,13 @@ class CallParser:
         text = self._held
         if opener in _TAGS:
             close = _TAGS[opener]
-            at = text.find(close)
-            if at >= 0:
-                return at + len(close), text[len(opener) : at]
-            return (len(text), text[len(opener) :]) if is_final else (None, "")
+            ends = [found.start() for found in re.finditer(re.escape(close), text)]
+            bodies = [(at + len(close), text[len(opener) : at]) for at in ends]
+            if whole := next((b for b in bodies if _values(b[1]) is not None), None):
+                return whole  # a closing tag before it stands inside a string
+            if not is_final:
+                return None, ""
+            return bodies[0] if bodies else (len(text), text[len(opener) :])
         if opener == _FENCE:
             at = text.find(f"\n{_FENCE}", len(_FENCE))
             if at >= 0:
@@ -143,17 +147,7 @@ class CallParser:
 
     def _calls(self, body: str, *, is_tagged: bool) -> list[Call]:
         """The calls in `body`: one object, a list of them, or one on each line."""
-        try:
-            values = [json.loads(body)]
-        except (ValueError, RecursionError):
-            try:
-                values = [json.loads(line) for line in body.splitlines() if line.strip()]
-            except (ValueError, RecursionError):
-                return []
-        flat: list[Any] = []
-        for value in values:
-            flat.extend(value if isinstance(value, list) else [value])
-        calls = [self._call(value, is_tagged=is_tagged) for value in flat]
+        calls = [self._call(value, is_tagged=is_tagged) for value in _values(body) or ()]
         return [call for call in calls if call] if all(calls) else []
 
     def _call(self, value: Any, *, is_tagged: bool) -> Call | None:
@@ -171,6 +165,17 @@ class CallParser:
         if name not in self._names or not isinstance(given, dict):
             return None
         return Call(name, json.dumps(given, ensure_ascii=False))
+
+
+def _values(body: str) -> list[Any] | None:
+    """The JSON values of `body`: one, the items of a list, or one on each line; None if it is not JSON."""
+    for texts in ([body], [line for line in body.splitlines() if line.strip()]):
+        try:
+            values = [json.loads(text) for text in texts]
+        except (ValueError, RecursionError):
+            continue
+        return [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return None
 
 
 def _is_open(error: json.JSONDecodeError) -> bool:

@@ -85,17 +85,16 @@ class ChatModel:
         """
         parsed = parse_request(dict(request))
         messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
-        prefill, grammar, trigger = constraint(parsed)
+        constrained = constraint(parsed)
 
         def make(request_id: int) -> Generate:
             return Generate(
                 id=request_id,
                 messages=messages,
                 tools=tools,
-                prefill=prefill,
-                grammar=grammar,
-                trigger=trigger,
-                is_prose=trigger is not None,
+                prefill=constrained.prefill,
+                grammar=constrained.grammar,
+                triggers=list(constrained.triggers),
                 max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
                 stop=[parsed.stop] if isinstance(parsed.stop, str) else parsed.stop or [],
                 owner=owner,

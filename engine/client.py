@@ -79,9 +79,12 @@ class _Worker:
 
     def close_request(self, request_id: int) -> None:
         """Forget a request; one still running is cancelled."""
-        if self._requests.pop(request_id, None) is not None and self.failure is None:
-            with suppress(anyio.WouldBlock):
-                self._to_send.send_nowait(Cancel(request_id))
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            request.close()
+            if self.failure is None:
+                with suppress(anyio.WouldBlock):
+                    self._to_send.send_nowait(Cancel(request_id))
 
     def stop(self) -> None:
         self._scope.cancel()

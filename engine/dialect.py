@@ -3,10 +3,13 @@
 Knows nothing of sampling or streams. Calls are JSON objects between `<tool_call>` tags in both."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.grammar import GrammarBuilder, literal
+from engine.pipe import Trigger
 from engine.requests import (
     AssistantMessage,
     ChatRequest,
@@ -35,7 +38,20 @@ To call a function, answer with its name and arguments as JSON between tags, and
 </tool_call>
 The result comes back between <tool_response> tags."""
 
+# Small models write calls without tags or in a code fence, whatever the template asks for.
+_ARGUMENTS: Final = literal('"arguments":')
+_BARE_CALL: Final = r'(?:^|[\n>\[])\s*\{\s*"name"\s*:\s*"'
+
 Rendered = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """How an answer begins, and the grammars it follows: from the start, or from where a trigger was written."""
+
+    prefill: str = ""
+    grammar: str | None = None
+    triggers: Sequence[Trigger] = ()
 
 
 def for_template(request: ChatRequest, *, has_native_tools: bool) -> Rendered:
@@ -55,8 +71,8 @@ def for_template(request: ChatRequest, *, has_native_tools: bool) -> Rendered:
     return messages, None
 
 
-def constraint(request: ChatRequest) -> tuple[str, str | None, str | None]:
-    """The prefill, grammar and trigger that make the answer what the request asks for."""
+def constraint(request: ChatRequest) -> Constraint:
+    """What makes the answer what the request asks for."""
     builder = GrammarBuilder()
     functions = [tool.function for tool in request.tools or () if request.tool_choice != "none"]
     answer = None
@@ -65,28 +81,33 @@ def constraint(request: ChatRequest) -> tuple[str, str | None, str | None]:
     elif isinstance(request.response_format, ObjectFormat):
         answer = "object"
     if not functions:
-        return "", builder.text(answer) if answer else None, None
+        return Constraint(grammar=builder.text(answer) if answer else None)
     choice = request.tool_choice
     if isinstance(choice, NamedChoice):
-        chosen = [function for function in functions if function.name == choice.function.name]
-        body = _arguments(builder, chosen[0], 0)
-        prefill = f'{OPEN}\n{{"name": {json.dumps(chosen[0].name)}, "arguments":'
-        return prefill, builder.text(f'" "? {body} "}}" "\\n"? {literal(CLOSE)}'), None
+        chosen = next(function for function in functions if function.name == choice.function.name)
+        body = _arguments(builder, chosen, 0)
+        prefill = f'{OPEN}\n{{"name": {json.dumps(chosen.name)}, "arguments":'
+        return Constraint(prefill, builder.text(f'" "? {body} "}}" "\\n"? {literal(CLOSE)}'))
+    builder.add_rule("gap", "[ \\n]{0,12}")
     bodies = []
     for index, function in enumerate(functions):
-        opening = json.dumps(function.name)[1:] + ', "arguments": '
-        bodies.append(f"{literal(opening)} {_arguments(builder, function, index)}")
-    names = builder.add_rule("named", " | ".join(bodies))
+        opening = json.dumps(function.name)[1:] + ","
+        bodies.append(f"{literal(opening)} gap {_ARGUMENTS} gap {_arguments(builder, function, index)} gap")
+    # `named` is a call from its name on, without the opening quotation mark and the closing brace.
+    named = builder.add_rule("named", " | ".join(bodies))
     opening = '{"name": "'
-    call = builder.add_rule("call", f'{literal(opening)} {names} "}}"')
-    is_parallel = request.parallel_tool_calls is not False
+    call = builder.add_rule("call", f'{literal(opening)} {named} "}}"')
     more = builder.add_rule("more", f'"\\n"? {literal(OPEN)} "\\n"? {call} "\\n"? {literal(CLOSE)}')
-    rest = f'"\\n"? {literal(CLOSE)}' + (f" {more}{{0,{MAX_CALLS - 1}}}" if is_parallel else "")
+    rest = f'"\\n"? {literal(CLOSE)}'
+    if request.parallel_tool_calls is not False:
+        rest += f" {more}{{0,{MAX_CALLS - 1}}}"
     if choice == "required":
-        return f"{OPEN}\n{opening}", builder.text(f'{names} "}}" {rest}'), None
+        return Constraint(f"{OPEN}\n{opening}", builder.text(f'{named} "}}" {rest}'))
     if answer:
-        return "", builder.text(f'{literal(OPEN)} "\\n"? {call} {rest} | {answer}'), None
-    return "", builder.text(f'"\\n"? {call} {rest}'), OPEN
+        return Constraint(grammar=builder.text(f'{literal(OPEN)} "\\n"? {call} {rest} | {answer}'))
+    tagged = Trigger(re.escape(OPEN), builder.text(f'"\\n"? {call} {rest}'))
+    bare = Trigger(_BARE_CALL, builder.text(f'{named} "}}" ("\\n"? "```")?'), is_tentative=True)
+    return Constraint(triggers=[tagged, bare])
 
 
 def _arguments(builder: GrammarBuilder, function: Function, index: int) -> str:

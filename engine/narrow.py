@@ -12,24 +12,27 @@ DEFAULT_KEPT: Final = 6  # tools a small model chooses among reliably
 _K1: Final = 1.2  # BM25: how soon more of a word stops counting
 _B: Final = 0.5  # BM25: how much a long text weighs against each word
 _NAME_WEIGHT: Final = 3
-_WITHOUT_PATH: Final = 0.5  # a tool that needs a path fits a task that names none less well
+_MISSING: Final = 0.5  # for each kind of value a tool cannot do without and the task does not name
+_MATCHED: Final = 1.3  # for each that it does name
+_UNUSED: Final = 0.7  # for each kind of value the task names and the tool does not take
 _MAX_DESCRIPTION: Final = 160  # characters
 _MAX_SCHEMA_DEPTH: Final = 12
 _COSTLY: Final = frozenset({"$schema", "title", "additionalProperties", "default", "examples"})
-_PATHS: Final = {"path", "file", "directory"}
+_WEAK: Final = {"show", "display", "open", "make", "look"}  # verbs of many meanings: only their group counts
+_NAMED_SHAPES: Final = {"path": "#path", "file": "#path", "directory": "#path", "time": "#time", "url": "#url"}
 _MAX_WORDS: Final = 400  # of one tool's text or one task
 
 _STOP_WORDS: Final = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "get", "give",
     "has", "have", "how", "i", "in", "into", "is", "it", "its", "me", "my", "now", "of", "on", "or", "please",
     "right", "tell", "that", "the", "their", "them", "then", "there", "these", "this", "to", "use", "using", "want",
-    "was", "we", "what", "when", "where", "which", "who", "will", "with", "would", "you", "your",
+    "was", "we", "what", "when", "where", "which", "who", "will", "with", "work", "works", "would", "you", "your",
 })  # fmt: skip
 _SYNONYMS: Final = (
     ("add", "sum", "plus", "total"),
     ("list", "show", "display"),
     ("directory", "folder", "dir"),
-    ("create", "make", "new"),
+    ("create", "make", "new", "remember"),
     ("delete", "remove", "erase"),
     ("search", "find", "look"),
     ("read", "open", "view", "print", "content"),
@@ -44,12 +47,14 @@ _SYNONYMS: Final = (
     ("repeat", "echo"),
     ("fetch", "download", "url", "web", "page", "website"),
 )
-_GROUP: Final = {word: f"~{group[0]}" for group in _SYNONYMS for word in group}
+_GROUPS: Final = {
+    word: [f"~{group[0]}" for group in _SYNONYMS if word in group] for group in _SYNONYMS for word in group
+}
 _QUOTED: Final = re.compile(r"(?<!\w)(['\"`])[^\n]{1,200}?\1(?!\w)")
 _SHAPES: Final = (
     (
         re.compile(r"(?<![\w.])(?:~|\.{1,2})?(?:/[\w.-]+)+|\b\w+\.(?:txt|md|py|json|csv|log|html|yaml|toml)\b"),
-        "path file",
+        "path",
     ),
     (re.compile(r"\b\d{1,2}:\d{2}\b"), "time"),
     (re.compile(r"https?://\S+"), "url"),
@@ -64,18 +69,36 @@ def narrow(task: str, tools: Sequence[Mapping[str, Any]], kept: int = DEFAULT_KE
     functions = [tool.get("function", tool) for tool in tools]
     words = _task_words(task)
     scores = _bm25(words, [_tool_words(function) for function in functions])
-    if "#path" not in words:
-        scores = [s * (_WITHOUT_PATH if _needs_path(f) else 1.0) for s, f in zip(scores, functions, strict=True)]
+    scores = [score * _fit(words, function) for score, function in zip(scores, functions, strict=True)]
     # Where no word says anything, tools of many servers are better than many of one: servers take turns.
     turns = [_turn(functions, index) if not any(scores) else 0 for index in range(len(tools))]
     order = sorted(range(len(tools)), key=lambda index: (-scores[index], turns[index], index))
     return [tools[index] for index in order[:kept]]
 
 
-def _needs_path(function: Mapping[str, Any]) -> bool:
+def _fit(words: Counter[str], function: Mapping[str, Any]) -> float:
+    """A factor for how the kinds of value a tool takes match those the task names."""
     parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     required = parameters.get("required") if isinstance(parameters, Mapping) else None
-    return isinstance(required, list) and any(_PATHS & set(_words(str(name))) for name in required)
+    taken = {
+        str(name): _shapes_of(str(name), schema)
+        for name, schema in (properties.items() if isinstance(properties, Mapping) else ())
+    }
+    factor = 1.0
+    for name in required if isinstance(required, list) else ():
+        for shape in taken.get(str(name), ()):
+            factor *= _MATCHED if shape in words else _MISSING
+    unused = {word for word in words if word[0] == "#"} - {shape for shapes in taken.values() for shape in shapes}
+    return factor * _UNUSED ** len(unused)
+
+
+def _shapes_of(name: str, schema: Any) -> list[str]:
+    """The shapes of value a parameter takes, by its type and the words of its name."""
+    shapes = [_NAMED_SHAPES[word] for word in _words(name) if word in _NAMED_SHAPES]
+    if isinstance(schema, Mapping) and schema.get("type") in ("number", "integer"):
+        shapes.append("#number")
+    return shapes
 
 
 def _turn(functions: Sequence[Mapping[str, Any]], index: int) -> int:
@@ -105,7 +128,7 @@ def _task_words(task: str) -> Counter[str]:
     for pattern, shape in _SHAPES:
         task, n_found = pattern.subn(" ", task)  # what a path is made of says nothing about the tool
         if n_found:
-            shapes.extend(f"#{word}" for word in shape.split())
+            shapes.append(f"#{shape}")
     return Counter(_words(_QUOTED.sub(" ", task)) + shapes)
 
 
@@ -118,25 +141,21 @@ def _tool_words(function: Mapping[str, Any]) -> Counter[str]:
         words.update(_words(str(key)))
         if isinstance(schema, Mapping):
             words.update(_words(str(schema.get("description") or "")))
-            if schema.get("type") in ("number", "integer"):
-                words["#number"] += 1
-        for word in _words(str(key)):
-            if word in ("path", "file", "time", "url"):
-                words[f"#{word}"] += 1
+        words.update(_shapes_of(str(key), schema))
     return words
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case stems without stop words, each followed by its synonym group if it has one."""
+    """Lower-case stems without stop words, each followed by its groups of synonyms."""
     found: list[str] = []
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     for word in re.findall(r"[a-z]+|[0-9]+", spaced.lower())[:_MAX_WORDS]:
         if word in _STOP_WORDS or len(word) == 1:
             continue
         stem = _stem(word)
-        found.append(stem)
-        if group := _GROUP.get(stem) or _GROUP.get(word):
-            found.append(group)
+        if stem not in _WEAK:
+            found.append(stem)
+        found += _GROUPS.get(stem) or _GROUPS.get(word) or ()
     return found
 
 

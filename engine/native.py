@@ -19,17 +19,27 @@ from engine.threads import ThreadCount
 
 N_CANDIDATES: Final = 512  # best tokens tried against a grammar before the whole vocabulary is
 _WARNING: Final = 3  # ggml.h, GGML_LOG_LEVEL_WARN
+_ERROR: Final = 4
 _CONTROL: Final = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
-_STRUCTURE: Final = (b"{", b"[", b"`")
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 Logits = npt.NDArray[np.float32]
 
 
-@llama.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes function types are not typed
-def _log(level: int, text: bytes, _: Any) -> None:
-    if level == _WARNING or level == _WARNING + 1:
-        sys.stderr.write(text.decode(errors="replace"))
+class _Log:
+    """llama.cpp's warnings and errors, on stderr; the last error is kept for messages of ours."""
+
+    def __init__(self) -> None:
+        self.last_error = ""
+        self._callback = llama.llama_log_callback(self._write)  # llama.cpp keeps the pointer, we the object
+        llama.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _write(self, level: int, text: bytes, _: Any) -> None:
+        if level in (_WARNING, _ERROR):
+            line = text.decode(errors="replace")
+            sys.stderr.write(line)
+            if level == _ERROR:
+                self.last_error = line.strip()
 
 
 class NativeModel:
@@ -37,11 +47,11 @@ class NativeModel:
 
     def __init__(self, path: Path, *, n_cells: int, n_sequences: int, n_threads: int, n_batch: int) -> None:
         """Raises: BadModelFile if llama.cpp refuses the file or the context."""
-        llama.llama_log_set(_log, ctypes.c_void_p(0))
+        self._log = _Log()
         llama.llama_backend_init()
         self._model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         if not self._model:
-            raise BadModelFile(f"llama.cpp could not load {path.name}; its log says why")
+            raise BadModelFile(f"llama.cpp could not load {path.name} ({self._log.last_error or 'no reason given'})")
         params = llama.llama_context_default_params()
         params.n_ctx = n_cells
         params.n_batch = n_batch
@@ -63,7 +73,6 @@ class NativeModel:
         # Recurrent state cannot be cut at a position, so their prefixes are not shared.
         self.can_share = not (llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
         self._pieces: dict[int, bytes] = {}
-        self._prose_starts: npt.NDArray[np.int32] | None = None
 
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -114,13 +123,6 @@ class NativeModel:
             known = self._pieces[token] = buffer.raw[: max(n_bytes, 0)]
         return known
 
-    def prose_starts(self) -> npt.NDArray[np.int32]:
-        """The tokens an answer in prose may begin with: none that opens JSON or a code fence."""
-        if self._prose_starts is None:
-            starts = [self.piece(token).lstrip()[:1] for token in range(self.n_vocab)]
-            self._prose_starts = np.array([t for t, start in enumerate(starts) if start not in _STRUCTURE], np.int32)
-        return self._prose_starts
-
     def is_end(self, token: int) -> bool:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
@@ -162,7 +164,7 @@ class NativeModel:
         check_grammar_text(text)
         sampler = llama.llama_sampler_init_grammar(self._vocab, text.encode(), b"root")
         if not sampler:
-            raise BadRequest("llama.cpp could not read the grammar")
+            raise BadRequest(f"llama.cpp could not read the grammar ({self._log.last_error or 'no reason given'})")
         return Grammar(sampler)
 
     def sampler(self, sampling: Sampling) -> "Sampler":
@@ -227,9 +229,9 @@ class Sampler:
             llama.llama_sampler_free(self._chain)
             self._chain = None
 
-    def choose(self, logits: Logits, grammar: Grammar | None, among: npt.NDArray[np.int32] | None = None) -> int | None:
-        """The next token, or None where the grammar allows none; without a grammar, one of `among`."""
-        token = self._pick(self._all, logits) if among is None else self._pick(among, logits[among])
+    def choose(self, logits: Logits, grammar: Grammar | None) -> int | None:
+        """The next token, or None where the grammar allows none."""
+        token = self._pick(self._all, logits)
         if grammar is not None and not grammar.allows(token):
             # Only the best tokens are tried at first: a grammar takes long over a whole vocabulary.
             ids = np.argpartition(logits, -N_CANDIDATES)[-N_CANDIDATES:].astype(np.int32)

@@ -36,12 +36,23 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int | None = None
 
 
+class Trigger(msgspec.Struct, frozen=True):
+    """From where `pattern` (a regular expression over the answer so far) ends, the answer follows `grammar`.
+
+    Where it `is_tentative` the model must be following the grammar of its own accord until it writes a quotation
+    mark; if it does not, the text was meant otherwise and stays free.
+    """
+
+    pattern: str
+    grammar: str
+    is_tentative: bool = False
+
+
 class Generate(msgspec.Struct, frozen=True, tag=True):
     """Continue a conversation.
 
-    `prefill` opens the answer and is part of it. `grammar` (GBNF) holds from the start, or after `trigger` has been
-    written where one is given. `is_prose` keeps the answer from beginning with a brace, bracket or code fence: small
-    models write calls that way, out of the grammar's reach. Only requests of one `owner` share what is in the cache.
+    `prefill` opens the answer and is part of it. `grammar` (GBNF) holds from the start; without one, `triggers` can
+    bring one later. Only requests of one `owner` share what is in the cache.
     """
 
     id: int
@@ -49,8 +60,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     tools: list[dict[str, Any]] | None = None
     prefill: str = ""
     grammar: str | None = None
-    trigger: str | None = None
-    is_prose: bool = False
+    triggers: list[Trigger] = []
     max_tokens: int | None = None
     stop: list[str] = []
     owner: str = ""

@@ -4,6 +4,7 @@ Knows nothing of pipes or chats; it talks to a NativeModel and reports through a
 
 import codecs
 import itertools
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from engine.pipe import Done, FromWorker, Generate, Piece, Progress
 DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
 PROMPT_CHUNK: Final = 128  # prompt tokens a step while others write: bounds how long they pause
 WAITING_PER_SEQUENCE: Final = 8  # length of the queue
+SEEN_CHARS: Final = 256  # of an answer, searched for triggers
 MIN_SHARED: Final = 32  # tokens a prefix must have for a request to wait for another that computes it
 
 Emit = Callable[[FromWorker], None]
@@ -30,14 +32,14 @@ class _Run:
     max_tokens: int
     sampler: Sampler
     grammar: Grammar | None
-    lazy_grammar: Grammar | None
+    triggers: list[tuple[re.Pattern[str], Grammar, bool]]
     decoder: codecs.IncrementalDecoder
     n_cached: int = 0
     n_completion: int = 0
     next_token: int | None = None
     held: str = ""
     seen: str = ""
-    is_prose: bool = False
+    is_tentative: bool = False
     leader: "_Slot | None" = None
     n_shared: int = 0
 
@@ -47,10 +49,22 @@ class _Run:
 
     def close(self) -> None:
         self.sampler.close()
-        for grammar in (self.grammar, self.lazy_grammar):
-            if grammar is not None:
-                grammar.close()
-        self.grammar = self.lazy_grammar = None
+        for _, grammar, _ in self.triggers:
+            grammar.close()
+        self.triggers = []
+        self.drop_grammar()
+
+    def drop_grammar(self) -> None:
+        if self.grammar is not None:
+            self.grammar.close()
+        self.grammar, self.is_tentative = None, False
+
+    def follow(self, token: int) -> None:
+        """Advance the grammar; one the model did not follow of its own accord is dropped."""
+        if self.grammar is not None and self.grammar.allows(token):
+            self.grammar.accept(token)
+        else:
+            self.drop_grammar()
 
 
 @dataclass(eq=False)
@@ -94,17 +108,20 @@ class Scheduler:
             )
         if len(self._waiting) >= WAITING_PER_SEQUENCE * len(self._slots):
             raise ModelBusy(f"{len(self._waiting)} requests are already waiting for the model")
-        # Made now even where it waits for its trigger: a bad grammar is refused before anything is computed.
+        # All are made now, those of triggers too: a bad grammar is refused before anything is computed.
         grammar = self._model.grammar(request.grammar) if request.grammar else None
+        triggers = [
+            (re.compile(trigger.pattern), self._model.grammar(trigger.grammar), trigger.is_tentative)
+            for trigger in request.triggers
+        ]
         self._waiting.append(
             _Run(
                 request=request,
                 prompt=prompt,
                 max_tokens=min(request.max_tokens or DEFAULT_MAX_TOKENS, room),
                 sampler=self._model.sampler(request.sampling),
-                grammar=None if request.trigger else grammar,
-                lazy_grammar=grammar if request.trigger else None,
-                is_prose=request.is_prose,
+                grammar=grammar,
+                triggers=triggers,
                 decoder=codecs.getincrementaldecoder("utf-8")("replace"),
             )
         )
@@ -246,18 +263,18 @@ class Scheduler:
 
     def _take(self, slot: _Slot, run: _Run, index: int) -> None:
         """Choose the next token of a sequence and pass on the text it completes."""
-        among = self._model.prose_starts() if run.is_prose else None
-        token = run.sampler.choose(self._model.logits(index), run.grammar, among)
+        token = run.sampler.choose(self._model.logits(index), None if run.is_tentative else run.grammar)
         if token is None or self._model.is_end(token):
             self._finish(slot, run, "stop")
             return
         run.n_completion += 1
         run.next_token = token
         if run.grammar is not None:
-            run.grammar.accept(token)
+            run.follow(token)
         text = run.decoder.decode(self._model.piece(token))
-        run.is_prose = run.is_prose and not text.strip()
-        if run.lazy_grammar is not None:
+        if run.is_tentative and '"' in text:
+            run.is_tentative = False
+        if run.triggers:
             self._watch_for_trigger(run, text)
         if self._write(run, text):
             self._finish(slot, run, "stop")
@@ -265,19 +282,22 @@ class Scheduler:
             self._finish(slot, run, "length")
 
     def _watch_for_trigger(self, run: _Run, text: str) -> None:
-        trigger = run.request.trigger or ""
-        run.seen += text
-        position = run.seen.find(trigger)
-        if position < 0 or run.lazy_grammar is None:
-            run.seen = run.seen[-len(trigger) :]
+        """Put the answer under the grammar of the trigger it has just written, if any."""
+        run.seen = (run.seen + text)[-SEEN_CHARS:]
+        for pattern, _, is_tentative in run.triggers:
+            found = pattern.search(run.seen)
+            if found is None:
+                continue
+            for other, grammar, _ in run.triggers:
+                if other is pattern:
+                    run.grammar, run.is_tentative = grammar, is_tentative
+                else:
+                    grammar.close()
+            run.triggers = []
+            rest = run.seen[found.end() :]
+            for token in self._model.tokenize(rest, has_special=False) if rest else ():
+                run.follow(token)
             return
-        run.grammar, run.lazy_grammar = run.lazy_grammar, None
-        for token in self._model.tokenize(run.seen[position + len(trigger) :], has_special=False):
-            if not run.grammar.allows(token):
-                run.grammar.close()
-                run.grammar = None
-                return
-            run.grammar.accept(token)
 
     def _write(self, run: _Run, text: str) -> bool:
         """Emit text up to a stop string, holding back what may begin one; True if one was found."""

@@ -24,7 +24,7 @@ from engine.pipe import Cancel, Failed, FromWorker, Generate, Load, Loaded, Load
 if TYPE_CHECKING:
     from engine.scheduler import Emit
 
-N_BATCH: Final = 512  # tokens computed at once; cancelling waits for at most one batch
+N_BATCH: Final = 256  # tokens computed at once; cancelling waits for at most one batch
 TEMPLATE_TIME_S: Final = 2.0  # CPU time one chat template may take
 TEMPLATE_MEMORY_BYTES: Final = 512 << 20  # address space it may add
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

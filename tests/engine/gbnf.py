@@ -8,7 +8,7 @@ from typing import Any
 
 Node = tuple[Any, ...]
 MAX_REPEATS = 4
-SAMPLE_CHARS = "ab Zé漢\"\\/09-_."
+SAMPLE_CHARS = 'ab Zé漢"\\/09-_.'
 
 
 @dataclass

@@ -26,6 +26,11 @@ CASES = {
     "a tagged call": (f"<tool_call>\n{TIME_JSON}\n</tool_call>", "", [TIME]),
     "two calls": (f"<tool_call>{TIME_JSON}</tool_call>\n<tool_call>\n{ADD_JSON}\n</tool_call>", "", [TIME, ADD]),
     "text before a call": (f"Let me look.\n<tool_call>\n{TIME_JSON}\n</tool_call>", "Let me look.", [TIME]),
+    "a closing tag in a string": (
+        '<tool_call>{"name": "get_time", "arguments": {"zone": "</tool_call> x"}}</tool_call>',
+        "",
+        [Call("get_time", '{"zone": "</tool_call> x"}')],
+    ),
     "a list of calls": (f"<tool_call>[{TIME_JSON}, {ADD_JSON}]</tool_call>", "", [TIME, ADD]),
     "calls on lines": (f"<tool_call>\n{TIME_JSON}\n{ADD_JSON}\n</tool_call>", "", [TIME, ADD]),
     "a call in a fence": (f"```json\n{TIME_JSON}\n```", "", [TIME]),

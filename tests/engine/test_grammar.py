@@ -32,7 +32,7 @@ def values_of(schema: object, n: int = 20) -> list[Any]:
     return [json.loads(text) for text in texts_of(schema, n)]
 
 
-names = st.text("abcXYZ_-é\"\\ ", min_size=1, max_size=8)
+names = st.text('abcXYZ_-é"\\ ', min_size=1, max_size=8)
 leaves: st.SearchStrategy[Schema] = st.one_of(
     st.sampled_from(
         [
@@ -47,9 +47,9 @@ leaves: st.SearchStrategy[Schema] = st.one_of(
             {},
         ]
     ),
-    st.lists(st.one_of(st.text(max_size=6), st.integers(-99, 99), st.booleans(), st.none()), min_size=1, max_size=4).map(
-        lambda values: {"enum": values}
-    ),
+    st.lists(
+        st.one_of(st.text(max_size=6), st.integers(-99, 99), st.booleans(), st.none()), min_size=1, max_size=4
+    ).map(lambda values: {"enum": values}),
     st.text(max_size=6).map(lambda value: {"const": value}),
 )
 

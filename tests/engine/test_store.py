@@ -68,9 +68,7 @@ def test_layout_on_disk_is_an_oci_image_layout_with_model_media_types(store: Mod
 
 
 def test_same_file_gives_the_same_manifest(store: ModelStore, gguf_file: Path) -> None:
-    assert (
-        store.import_file(gguf_file, "a:1").manifest_digest == store.import_file(gguf_file, "b:1").manifest_digest
-    )
+    assert store.import_file(gguf_file, "a:1").manifest_digest == store.import_file(gguf_file, "b:1").manifest_digest
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,9 @@ def test_unknown_model_is_answered_with_similar_names(store: ModelStore, gguf_fi
         store.get("smollm2:135m")
 
 
-@pytest.mark.parametrize("ref", ["", "../etc/passwd", "Name:1", "a b", "a:", "a:b:c", "a//b:1", "x" * 3 + ":" + "y" * 200])
+@pytest.mark.parametrize(
+    "ref", ["", "../etc/passwd", "Name:1", "a b", "a:", "a:b:c", "a//b:1", "x" * 3 + ":" + "y" * 200]
+)
 def test_names_that_are_no_model_names_are_refused(store: ModelStore, gguf_file: Path, ref: str) -> None:
     with pytest.raises(ModelNotFound, match="not a model name"):
         store.import_file(gguf_file, ref)

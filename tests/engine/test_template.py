@@ -100,7 +100,9 @@ def test_template_that_fails_or_explodes_is_a_bad_request(source: str) -> None:
         render(source)
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{ 'open", "{% endfor %}", "x" * (MAX_SOURCE_CHARS + 1), "{{" * 9_000])
+@pytest.mark.parametrize(
+    "source", ["{% for %}", "{{ 'open", "{% endfor %}", "x" * (MAX_SOURCE_CHARS + 1), "{{" * 9_000]
+)
 def test_source_that_is_no_template_is_a_bad_model_file(source: str) -> None:
     with pytest.raises(BadModelFile):
         render(source)
