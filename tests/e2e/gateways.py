@@ -315,6 +315,8 @@ class Process:
         command = (folder / "cmdline").read_bytes()
         self.memory = command + b"\0" + (folder / "environ").read_bytes()
         self.is_zombie = fields[0] in "ZX"
+        self.cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        self.command = command
         self.identity = f"{fields[19]} " + command.replace(b"\0", b" ").decode(errors="replace")[:200]
 
 

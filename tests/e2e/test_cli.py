@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.e2e import catalogs
 from tests.e2e.gateways import LOCKGATE, STARTER, RunningGateway, environment, eventually, lockgate
 
 CALL = "time__get_current_time"
+LONG = "everything__trigger-long-running-operation"
 TOKYO = '{"timezone": "Asia/Tokyo"}'
 SEEN_S = 30
 
@@ -52,27 +54,19 @@ def test_tools_list_shows_each_tool_and_their_number(any_gateway: RunningGateway
     assert all({"name", "inputSchema"} <= set(tool) for tool in tools)
 
 
-def test_tools_call_prints_the_text_of_the_result(any_gateway: RunningGateway) -> None:
+def test_tools_call_prints_the_text_of_the_result_or_all_of_it_as_json(any_gateway: RunningGateway) -> None:
     assert json.loads(printed(any_gateway.cli("tools", "call", CALL, TOKYO)))["timezone"] == "Asia/Tokyo"
-
-
-def test_tools_call_prints_the_whole_result_as_json(any_gateway: RunningGateway) -> None:
     result = json.loads(printed(any_gateway.cli("tools", "call", CALL, TOKYO, "--json")))
     assert result["structuredContent"] == json.loads(result["content"][0]["text"])
 
 
 def test_a_call_that_fails_exits_1_and_prints_why(any_gateway: RunningGateway) -> None:
     assert "Mars/Base" in printed(any_gateway.cli("tools", "call", CALL, '{"timezone": "Mars/Base"}'), 1)
-    result = json.loads(printed(any_gateway.cli("tools", "call", CALL, '{"timezone": "Mars/Base"}', "--json"), 1))
-    assert result["isError"]
-
-
-def test_an_unknown_tool_exits_1(any_gateway: RunningGateway) -> None:
     done = any_gateway.cli("tools", "call", "time__no_such_tool")
     assert refused(done, 1) == "lockgate: Unknown tool: time__no_such_tool "
 
 
-@pytest.mark.parametrize("arguments", ["{timezone: UTC}", "[]", '"UTC"', ""])
+@pytest.mark.parametrize("arguments", ["{timezone: UTC}", "[]"])
 def test_arguments_that_are_no_json_object_exit_2_before_anything_is_asked(arguments: str, state: Path) -> None:
     done = lockgate("tools", "call", CALL, arguments, state=state)
     assert "JSON" in refused(done, 2)
@@ -83,8 +77,6 @@ def test_arguments_that_are_no_json_object_exit_2_before_anything_is_asked(argum
 def test_an_unknown_profile_exits_2_and_suggests_one(docker_gateway: RunningGateway, state: Path) -> None:
     for done in (
         docker_gateway.cli("tools", "list", "--profile", "startr"),
-        docker_gateway.cli("server", "list", "--profile", "startr"),
-        lockgate("server", "list", "--profile", "startr", state=state),
         lockgate("tools", "call", CALL, TOKYO, "--profile", "startr", state=state),
         lockgate("serve", "--no-model", "--profile", "startr", state=state),
     ):
@@ -93,11 +85,9 @@ def test_an_unknown_profile_exits_2_and_suggests_one(docker_gateway: RunningGate
 
 @pytest.mark.docker
 def test_an_unknown_server_exits_2_and_suggests_one(docker_gateway: RunningGateway) -> None:
-    for verb in ("inspect", "stop"):
-        said = refused(docker_gateway.cli("server", verb, "tim"), 2)
-        assert 'there is no entry "tim" (did you mean "time"?)' in said
-    for odd in ("a b", "../servers"):
-        refused(docker_gateway.cli("server", "inspect", odd), 2)
+    said = refused(docker_gateway.cli("server", "stop", "tim"), 2)
+    assert 'there is no entry "tim" (did you mean "time"?)' in said
+    refused(docker_gateway.cli("server", "inspect", "../a b"), 2)
 
 
 def test_server_list_shows_the_states_of_the_profiles_servers(any_gateway: RunningGateway) -> None:
@@ -106,23 +96,41 @@ def test_server_list_shows_the_states_of_the_profiles_servers(any_gateway: Runni
     assert {server["state"] for server in servers} <= {"idle", "running"}
     table = printed(any_gateway.cli("server", "list")).splitlines()
     assert [line.split()[0] for line in table[1:]] == list(STARTER)
-    everyone = json.loads(printed(any_gateway.cli("server", "list", "--all", "--json")))
-    assert len(everyone) > 20
 
 
-def test_server_stop_start_inspect_and_logs_tell_one_story(gateway: RunningGateway) -> None:
-    printed(gateway.cli("server", "stop", "time"))
-    eventually("it has stopped", lambda: gateway.server("time")["state"] == "idle", SEEN_S)
-    started = json.loads(printed(gateway.cli("server", "start", "time")))
+def test_server_stop_start_inspect_and_logs_tell_one_story(any_gateway: RunningGateway) -> None:
+    printed(any_gateway.cli("server", "stop", "time"))
+    eventually("it has stopped", lambda: any_gateway.server("time")["state"] == "idle", SEEN_S)
+    started = json.loads(printed(any_gateway.cli("server", "start", "time")))
     assert started["state"] == "running"
-    seen = json.loads(printed(gateway.cli("server", "inspect", "time")))
+    seen = json.loads(printed(any_gateway.cli("server", "inspect", "time")))
     assert seen["detail"] == started["detail"]
     assert seen["tool_names"] == ["get_current_time", "convert_time"]
     assert seen["entry"]["package"]["name"] == "mcp-server-time"
     unique = seen["detail"].get("container") or f"process {seen['detail']['pid']}"
-    lines = json.loads(printed(gateway.cli("server", "logs", "time", "--json")))
+    lines = json.loads(printed(any_gateway.cli("server", "logs", "time", "--json")))
     assert any(unique in line["text"] and line["origin"] == "gateway" for line in lines)
-    assert unique in printed(gateway.cli("server", "logs", "time"))
+    assert unique in printed(any_gateway.cli("server", "logs", "time"))
+
+
+def test_an_interrupted_call_exits_130_and_is_withdrawn_at_its_server(any_gateway: RunningGateway) -> None:
+    began = time.time() - 1
+    process = subprocess.Popen(
+        [*LOCKGATE, "tools", "call", LONG, '{"duration": 100, "steps": 2}'],
+        env=environment(any_gateway.state),
+        cwd=any_gateway.state.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        eventually("the call is under way", lambda: any_gateway.server("everything")["in_flight"] == 1, SEEN_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SEEN_S) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    eventually("it is withdrawn", lambda: any_gateway.server("everything")["in_flight"] == 0, SEEN_S)
+    records = [line for line in any_gateway.audit() if line["at"] >= began and line["name"] == LONG]
+    assert [record["outcome"] for record in records] == ["cancelled"]
 
 
 def test_check_finds_the_running_gateway(any_gateway: RunningGateway) -> None:
@@ -151,9 +159,8 @@ def test_without_a_gateway_servers_are_shown_as_the_catalog_has_them(state: Path
     servers = json.loads(printed(lockgate("server", "list", "--json", state=state)))
     assert [server["id"] for server in servers] == list(STARTER)
     assert {server["state"] for server in servers} == {"no gateway"}
-    for verb in ("inspect", "start"):
-        said = refused(lockgate("server", verb, "time", state=state), 1)
-        assert "no gateway is running on this state folder; start one with: lockgate serve" in said
+    said = refused(lockgate("server", "inspect", "time", state=state), 1)
+    assert "no gateway is running on this state folder; start one with: lockgate serve" in said
 
 
 @pytest.mark.docker
@@ -192,10 +199,8 @@ def test_check_names_what_is_missing_and_settings_that_are_wrong(state: Path) ->
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"runtim": "process"}, "LOCKGATE_RUNTIM is not a setting; did you mean LOCKGATE_RUNTIME?"),
+        ({"runtim": "docker"}, "LOCKGATE_RUNTIM is not a setting; did you mean LOCKGATE_RUNTIME?"),
         ({"runtime": "podman"}, "LOCKGATE_RUNTIME: 'podman' is not one of auto, docker, process"),
-        ({"port": "http"}, "LOCKGATE_PORT: 'http' is not a whole number"),
-        ({"port": 70000}, "LOCKGATE_PORT=70000: a port is between 0 and 65535"),
         ({"host": "0.0.0.0"}, "LOCKGATE_HOST=0.0.0.0: callers are not asked to sign in"),
         ({"catalog": "/nowhere.yaml"}, "/nowhere.yaml"),
         ({"profile": "codin"}, 'there is no profile "codin" (did you mean "coding"?)'),
@@ -229,7 +234,6 @@ def test_catalog_search_finds_entries_by_their_words(state: Path) -> None:
     found = json.loads(printed(lockgate("catalog", "search", "time zone", "--json", state=state)))
     assert "time" in [entry["id"] for entry in found]
     assert "time  " in printed(lockgate("catalog", "search", "time zone", state=state))
-    assert json.loads(printed(lockgate("catalog", "search", "xyzzy", "--json", state=state))) == []
 
 
 @pytest.mark.docker
@@ -251,7 +255,7 @@ def test_model_list_shows_what_is_stored_and_what_can_be(state: Path) -> None:
     assert "nobody:1b" in refused(lockgate("model", "rm", "nobody:1b", state=state), 1)
 
 
-@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("tools", "nonsense"), ("tools", "call"), ("serve", "--no")])
+@pytest.mark.parametrize("arguments", [("tools", "nonsense"), ("tools", "call"), ("agent", "run", "x", "--steps", "0")])
 def test_wrong_usage_exits_2(arguments: tuple[str, ...], state: Path) -> None:
     assert lockgate(*arguments, state=state).returncode == 2
 
