@@ -83,11 +83,12 @@ class UpstreamInvalid(UpstreamError):
 
 
 class UpstreamRefused(UpstreamInvalid):
-    """The server answered a request of the gateway's own with an error; `code` is its JSON-RPC code."""
+    """The server answered a request of the gateway's own with an error: its JSON-RPC code, and its data as JSON."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, data: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
+        self.data = data
 
 
 class ImageError(GatewayError):

@@ -150,6 +150,7 @@ class Upstream:
         self.facts = await shake_hands(self, known, self._capabilities or Raw(b"{}"))
         if self.facts.era == "legacy":
             self.notify("notifications/initialized")
+        await channel.settled()
 
     def speaks(self, era: Era, revision: str) -> None:
         self._era, self._revision = era, revision
@@ -279,8 +280,8 @@ class Upstream:
         finally:
             self.cancel(call, "the gateway stopped waiting")
         if item.result is None:
-            code, text = _error_parts(item.error)
-            raise errors.UpstreamRefused(f"server {self.server} refused {method}: {text}", code)
+            code, text, data = _error_parts(item.error)
+            raise errors.UpstreamRefused(f"server {self.server} refused {method}: {text}", code, data)
         return item.result
 
     def notify(self, method: str, params: bytes = b"") -> None:
@@ -482,9 +483,11 @@ class Upstream:
         raise errors.UpstreamInvalid(f"server {self.server} gave more than {MAX_PAGES} pages for {method}")
 
 
-def _error_parts(error: bytes | None) -> tuple[int, str]:
+def _error_parts(error: bytes | None) -> tuple[int, str, bytes]:
+    """Code, message and data of an error object, as far as it is one."""
     try:
         members = envelope.fields(error or b"{}")
-        return int(envelope.value(members["code"])), envelope.text(members["message"], "message")[:500]
+        code, text = int(envelope.value(members["code"])), envelope.text(members["message"], "message")[:500]
+        return code, text, bytes(members.get("data", b""))
     except (WireError, KeyError, TypeError, ValueError):
-        return 0, "no message"
+        return 0, "no message", b""

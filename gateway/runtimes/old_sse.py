@@ -109,6 +109,9 @@ class SseChannel:
     async def drain(self) -> None:
         """As with Streamable HTTP, the connection's own buffer is enough."""
 
+    async def settled(self) -> None:
+        """The stream has been open since `connect`."""
+
     def negotiated(self, era: Era, revision: str) -> None:
         """This transport does not repeat the revision."""
 

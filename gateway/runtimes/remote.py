@@ -23,6 +23,7 @@ LISTEN_RETRIES: Final = 5
 """Attempts to reopen a listening stream that ends without a word; a server that always ends it wants none."""
 LISTEN_PAUSE_S: Final = 1.0
 MAX_PAUSE_S: Final = 60.0
+LISTEN_OPEN_S: Final = 2.0
 RESUME_TRIES: Final = 10
 CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -65,6 +66,8 @@ class HttpChannel:
         self._post_head = b""
         self._exchanges: dict[int, Exchange] = {}
         self._listener: asyncio.Task[None] | None = None
+        self._listening = asyncio.Event()
+        """The server has answered the first GET, whatever it said."""
         self._resuming: set[asyncio.Task[None]] = set()
         self._lost = False
         self._write_head()
@@ -104,6 +107,15 @@ class HttpChannel:
         self._write_head()
         if era == "legacy" and revision and self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._listen())
+
+    async def settled(self) -> None:
+        # A question that belongs to no request would be lost before the listening stream is open.
+        if self._listener is not None:
+            try:
+                async with asyncio.timeout(LISTEN_OPEN_S):
+                    await self._listening.wait()
+            except TimeoutError:
+                self.log.write("gateway", "the server does not answer the request for a listening stream")
 
     async def close(self) -> None:
         self._lost = True
@@ -175,7 +187,7 @@ class HttpChannel:
     async def _listen(self) -> None:
         retries = 0
         while retries < LISTEN_RETRIES and not self._lost:
-            sink = _ListenSink(self)
+            sink = _ListenSink(self, opened=self._listening)
             head = self._fixed + b"Accept: text/event-stream\r\n" + self._session_head()
             exchange = self._origin.request("GET", self._target, head, b"", sink)
             try:
@@ -281,9 +293,10 @@ class _PostSink:
 class _ListenSink:
     """Reads the stream of a GET, or the bare answer of a DELETE. `id` is the request whose stream is resumed."""
 
-    def __init__(self, channel: HttpChannel, id: int | None = None) -> None:
+    def __init__(self, channel: HttpChannel, id: int | None = None, opened: asyncio.Event | None = None) -> None:
         self.last_id: bytes | None = None
         self._id = id
+        self._opened = opened or asyncio.Event()
         self.status = 0
         self.heard = False
         self.retry_s = LISTEN_PAUSE_S
@@ -293,6 +306,7 @@ class _ListenSink:
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
+        self._opened.set()
 
     def body(self, data: bytes) -> None:
         if self.status != 200:
@@ -311,4 +325,5 @@ class _ListenSink:
         self.ended.set()
 
     def failed(self, failure: HttpFailure) -> None:
+        self._opened.set()
         self.ended.set()

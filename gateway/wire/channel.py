@@ -58,6 +58,9 @@ class Channel(Protocol):
     def negotiated(self, era: Era, revision: str) -> None:
         """From here on messages belong to this revision; empty while a legacy handshake is still to come."""
 
+    async def settled(self) -> None:
+        """Wait, briefly, until the server can also send what belongs to no request."""
+
     async def close(self) -> None:
         """Release everything; bounded, and safe to call twice."""
 

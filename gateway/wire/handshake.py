@@ -20,6 +20,12 @@ PROBE_TIMEOUT_S: Final = 5.0
 """How long a server that was never met may stay silent on `server/discover`; what it speaks is then remembered."""
 
 
+MODERN_ERRORS: Final = frozenset(
+    {envelope.HEADER_MISMATCH, envelope.MISSING_CAPABILITY, envelope.UNSUPPORTED_PROTOCOL_VERSION}
+)
+"""Codes that revision 2026-07-28 introduced."""
+
+
 class Requester(Protocol):
     """What a handshake needs of a connection."""
 
@@ -93,9 +99,20 @@ async def _discover(connection: Requester, *, certain: bool) -> ServerFacts | No
     No single error code means "legacy": deployed servers answer whatever their library does with an unknown method.
     """
     connection.speaks("modern", revisions.MODERN[0])
+    timeout_s = None if certain else PROBE_TIMEOUT_S
     try:
-        answer = await connection.request("server/discover", {}, timeout_s=None if certain else PROBE_TIMEOUT_S)
+        try:
+            answer = await connection.request("server/discover", {}, timeout_s=timeout_s)
+        except errors.UpstreamRefused as exc:
+            if exc.code not in MODERN_ERRORS or not _names_common_revision(exc.data):
+                raise
+            answer = await connection.request("server/discover", {}, timeout_s=timeout_s)
         result = _discover_result.decode(answer)
+    except errors.UpstreamRefused as exc:
+        if exc.code in MODERN_ERRORS and not _names_legacy_revision(exc.data):
+            # Only a modern server knows these codes: `initialize` would get no further.
+            raise
+        return None
     except (errors.UpstreamInvalid, errors.UpstreamTimeout, msgspec.DecodeError):
         return None
     common = [revision for revision in revisions.MODERN if revision in result.supportedVersions]
@@ -104,6 +121,14 @@ async def _discover(connection: Requester, *, certain: bool) -> ServerFacts | No
     connection.speaks("modern", common[0])
     info = result.meta.get(revisions.SERVER_INFO, Raw(b"{}"))
     return ServerFacts("modern", common[0], result.capabilities, info, result.instructions or "")
+
+
+def _names_common_revision(data: bytes) -> bool:
+    return any(envelope.encode(revision) in data for revision in revisions.MODERN)
+
+
+def _names_legacy_revision(data: bytes) -> bool:
+    return any(envelope.encode(revision) in data for revision in revisions.LEGACY)
 
 
 async def _initialize(connection: Requester, capabilities: Raw) -> ServerFacts:

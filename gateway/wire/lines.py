@@ -84,6 +84,9 @@ class LineChannel:
         if not self._room.is_set():
             await self._room.wait()
 
+    async def settled(self) -> None:
+        """One stream carries everything."""
+
     def negotiated(self, era: Era, revision: str) -> None:
         """The stdio transport does not repeat the revision."""
 
