@@ -87,17 +87,16 @@ class HttpChannel:
     def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
         sink = _PostSink(self, id)
         head = self._post_head if routing is None else self._post_head + _routing_head(routing)
-        exchange = self._origin.request("POST", self._target, head, message, sink)
+        exchange = sink.exchange = self._origin.request("POST", self._target, head, message, sink)
         if id is not None and sink.open:
             self._exchanges[id] = exchange
 
     def abort(self, id: int) -> bool:
         exchange = self._exchanges.pop(id, None)
-        if self._era != "modern":
-            return False
         if exchange is not None:
             exchange.abort()
-        return True
+        # A legacy server does not take the end of a stream for a withdrawal: it is told in words too.
+        return self._era == "modern"
 
     async def drain(self) -> None:
         """Requests are small and bounded in number; the connection's own buffer is enough."""
@@ -219,6 +218,7 @@ class _PostSink:
 
     def __init__(self, channel: HttpChannel, id: int | None) -> None:
         self.open = True
+        self.exchange: Exchange | None = None
         self._channel = channel
         self._id = id
         self._status = 0
@@ -238,7 +238,9 @@ class _PostSink:
     def body(self, data: bytes) -> None:
         if self._events is None:
             self._size += len(data)
-            if self._size <= MAX_MESSAGE_BYTES:
+            if self._size > MAX_MESSAGE_BYTES:
+                self._refuse(errors.UpstreamInvalid("the server's answer is over the size limit"))
+            else:
                 self._parts.append(data)
             return
         try:
@@ -248,7 +250,15 @@ class _PostSink:
                 if event.data:
                     self._channel.receiver.received(event.data, self._id)
         except EventTooLarge:
-            self._end(errors.UpstreamInvalid("the server sent an event over the size limit"))
+            self._refuse(errors.UpstreamInvalid("the server sent an event over the size limit"))
+
+    def _refuse(self, error: errors.UpstreamError) -> None:
+        """Read no more of this answer."""
+        self.open = False
+        self._channel.finished(self._id)
+        self._end(error)
+        if self.exchange is not None:
+            self.exchange.abort()
 
     def done(self) -> None:
         self.open = False
@@ -258,10 +268,8 @@ class _PostSink:
                 self._channel.resume(self._id, self._last_id, self._retry_s)
             else:
                 self._end(errors.UpstreamLost("the server ended the stream without an answer"))
-        elif self._size > MAX_MESSAGE_BYTES:
-            self._end(errors.UpstreamInvalid("the server's answer is over the size limit"))
         elif self._status == 200:
-            self._channel.receiver.received(b"".join(self._parts), self._id)
+            self._channel.receiver.received(b"".join(self._parts).strip(), self._id)
             self._end(errors.UpstreamInvalid("the server answered with another message than the answer"))
         elif self._status == 404 and self._channel._session:  # same module
             self._end(errors.UpstreamUnavailable("the remote session had expired"))
