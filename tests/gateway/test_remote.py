@@ -279,7 +279,7 @@ async def test_calls_that_run_out_of_time_keep_no_connection(tmp_path: Path) -> 
         for number in range(5):
             assert "did not answer within 0.2 s" in await session.failure("far__hold", {"key": str(number)})
         await until(lambda: server.n_connections <= 2, "only the listening stream and one for calls are open")
-        assert len(server.rpc("notifications/cancelled")) == 5
+        await until(lambda: len(server.rpc("notifications/cancelled")) == 5, "the server was told of each")
 
 
 async def test_an_endless_answer_is_cut_off(tmp_path: Path) -> None:
