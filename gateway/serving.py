@@ -5,6 +5,7 @@ Knows uvicorn and the run file in the state folder; not what is served."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import socket
@@ -20,6 +21,7 @@ from catalog import Profile
 from gateway import errors
 from gateway.app import create_app, loopback_principal
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
+from gateway.onewrite import OneWriteProtocol
 from gateway.settings import Settings
 from gateway.wire.http import McpEndpoint
 from gateway.wire.modern import ModernEra
@@ -30,6 +32,8 @@ SOCKET: Final = "stdio.sock"
 DRAIN_S: Final = 5
 KEEP_ALIVE_S: Final = 30
 BACKLOG: Final = 512
+COLLECT_EVERY: Final = (50_000, 20, 20)
+"""Garbage collection thresholds: a call leaves few cycles, so young objects are looked at less often."""
 SOCKET_LINE_BYTES: Final = 65536
 
 
@@ -91,7 +95,7 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
     config = uvicorn.Config(
         create_app(gateway, endpoint, running.admin_token),
         lifespan="off",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -100,6 +104,10 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
+    # What exists by now lives as long as the process: looking at it in every collection is a waste.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_EVERY)
     service = Service(running, _QuietServer(config), endpoint)
     task = asyncio.get_running_loop().create_task(service.run(listener))
     stdio_server = await _serve_socket(gateway, endpoint.modern)
