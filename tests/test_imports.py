@@ -1,0 +1,100 @@
+"""Who may import whom: the rule that keeps the rooms apart, read from the sources.
+
+Knows nothing of what the modules do."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("catalog", "policies", "engine", "gateway")
+LEAVES = ("catalog", "policies", "engine")
+IMPORTERS = {
+    "yaml": {"catalog/loader.py"},
+    "jinja2": {"engine/template.py"},
+    "docker": {"gateway/images.py", "gateway/runtimes/docker.py"},
+    "httptools": {"gateway/wire/http_client.py"},
+    "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
+    "cryptography": {"gateway/bridge.py"},
+}
+"""The modules that may import a heavy library: one, two at most."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module name a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def modules(room: str) -> list[Path]:
+    found = sorted((ROOT / room).rglob("*.py"))
+    assert found, f"no modules in {room}"
+    return found
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_leaf_imports_no_other_room(leaf: str) -> None:
+    others = {room for room in ROOMS if room != leaf} | {"tests", "benchmarks"}
+    wrong = [f"{path}: {name}" for path in modules(leaf) for name in imports(path) if room_of(name) in others]
+    assert not wrong
+
+
+def test_the_gateway_imports_no_tests() -> None:
+    wrong = [
+        f"{path}: {name}"
+        for path in modules("gateway")
+        for name in imports(path)
+        if room_of(name) in ("tests", "benchmarks")
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", sorted(IMPORTERS))
+def test_a_heavy_library_has_its_importing_modules_and_no_others(library: str) -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for room in ROOMS
+        for path in modules(room)
+        if library in {room_of(name) for name in imports(path)}
+    }
+    assert found == IMPORTERS[library]
+
+
+def test_llama_cpp_is_imported_only_where_the_worker_process_runs() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for room in ROOMS
+        for path in modules(room)
+        if "llama_cpp" in {room_of(name) for name in imports(path)}
+    }
+    assert found
+    assert len(found) <= 2
+    assert all(path.startswith("engine/") for path in found)
+
+
+def test_only_the_pool_opens_connections_and_only_the_door_asks_it_to_relay() -> None:
+    """Nothing but the door makes a client's call on a server: `Upstream.start` is called there, by the upstream and the
+    pool for requests of the gateway's own, and by the command line's client on its connection to the gateway."""
+    callers = set()
+    for path in modules("gateway"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "start"
+                and ast.unparse(node.func.value) in ("upstream", "self._upstream", "self")
+                and node.args
+                and len(node.args) >= 2
+            ):
+                callers.add(str(path.relative_to(ROOT)))
+    assert callers == {"gateway/door.py", "gateway/upstream.py", "gateway/pool.py", "gateway/client.py"}
