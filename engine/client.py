@@ -143,8 +143,9 @@ class _Worker:
                 await stdin.send(frame(message))
 
     async def _collect_stderr(self, stderr: ByteReceiveStream) -> None:
-        async for data in stderr:
-            self._stderr.extend(line for line in data.decode(errors="replace").splitlines() if line.strip())
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for data in stderr:
+                self._stderr.extend(line for line in data.decode(errors="replace").splitlines() if line.strip())
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
         """End a worker that says nothing although it has something to do."""
@@ -161,10 +162,15 @@ class _Worker:
     async def _read(self, stdout: ByteReceiveStream) -> None:
         decoder = msgspec.msgpack.Decoder(FromWorker)
         unframer = Unframer()
-        async for data in stdout:
-            self._heard.set()
-            for body in unframer.feed(data):
-                self._dispatch(decoder.decode(body))
+        try:
+            async for data in stdout:
+                self._heard.set()
+                for body in unframer.feed(data):
+                    self._dispatch(decoder.decode(body))
+        except (ValueError, msgspec.MsgspecError) as exc:
+            self._stderr.append(f"it sent something unreadable: {exc}")
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # the same as the end of the stream
 
     def _dispatch(self, message: FromWorker) -> None:
         match message:
@@ -178,7 +184,11 @@ class _Worker:
                 request = self._requests.get(message.id)
                 if request is None:
                     return  # cancelled meanwhile
-                request.send_nowait(message)
+                try:
+                    request.send_nowait(message)
+                except anyio.WouldBlock:  # nobody reads the answer any more
+                    self.close_request(message.id)
+                    return
                 if isinstance(message, (Done, Failed)):
                     del self._requests[message.id]
                     request.close()

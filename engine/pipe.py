@@ -77,11 +77,11 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The model is ready. `has_own_network` says whether the worker left the host's network."""
+    """The model is ready. `given_up` is what the worker can no longer reach (see `engine.sandbox`)."""
 
     description: str
     n_ctx: int
-    has_own_network: bool
+    given_up: list[str]
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

@@ -217,6 +217,7 @@ def _download(part: Part, folder: Path) -> Path:
     return wheels[0]
 
 
+@functools.cache
 def _pip() -> list[str]:
     own = [sys.executable, "-m", "pip"]
     if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:

@@ -157,18 +157,19 @@ class ModelStore:
         known = known_models().get(wanted)
         if known is None:
             raise ModelNotFound(f"{wanted} is not in the list of known models: {', '.join(known_models())}")
-        with contextlib.suppress(ModelNotFound, BadModelFile):
-            present = self.get(wanted)
-            if present.digest == f"sha256:{known.sha256}":
-                say(f"{wanted} is already in the store")
-                return present
         self._prepare()
         downloads = self.root / "downloads" / known.sha256
         downloads.mkdir(parents=True, exist_ok=True)
-        parts = fetch(known, downloads, say)
-        say(f"checking {wanted}")
-        stored = self._import_known(known, parts)
-        shutil.rmtree(downloads, ignore_errors=True)
+        with _file_lock(downloads.with_suffix(".lock")):  # a second pull of the same model waits for the first
+            with contextlib.suppress(ModelNotFound, BadModelFile):
+                present = self.get(wanted)
+                if present.digest == f"sha256:{known.sha256}":
+                    say(f"{wanted} is already in the store")
+                    return present
+            parts = fetch(known, downloads, say)
+            say(f"checking {wanted}")
+            stored = self._import_known(known, parts)
+            shutil.rmtree(downloads, ignore_errors=True)
         say(f"{wanted} is ready: {stored.size_bytes / 1e6:.0f} MB, {stored.architecture} {stored.quantization}")
         return stored
 
@@ -332,8 +333,7 @@ class ModelStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._prepare()
-        with (self.root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _file_lock(self.root / ".lock"):
             yield
 
     def _sweep(self) -> None:
@@ -352,6 +352,13 @@ class ModelStore:
         for blob in self._blobs.iterdir():
             if not blob.name.startswith(_TEMPORARY) and blob.name not in used:
                 blob.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _small_file(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 Knows nothing of who started it: messages on stdin and stdout, no network, no secrets, dies with its parent."""
 
 import contextlib
-import ctypes
 import os
 import queue
 import resource
@@ -20,6 +19,7 @@ import msgspec
 
 from engine.errors import BadRequest, ContextOverflow, EngineError, ModelBusy
 from engine.pipe import Cancel, Failed, FromWorker, Generate, Load, Loaded, LoadFailed, ToWorker, Unframer, frame
+from engine.sandbox import give_up
 
 if TYPE_CHECKING:
     from engine.scheduler import Emit
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 N_BATCH: Final = 256  # tokens computed at once; cancelling waits for at most one batch
 TEMPLATE_TIME_S: Final = 2.0  # CPU time one chat template may take
 TEMPLATE_MEMORY_BYTES: Final = 512 << 20  # address space it may add
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
-_CLONE_NEWNET: Final = 0x40000000
+_decoder: Final = msgspec.msgpack.Decoder(ToWorker)
 
 
 def main() -> None:
@@ -39,12 +35,15 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # whatever native code prints must not land between the frames
     os.set_inheritable(out, False)
-    has_own_network = _harden()
-    inbox: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(inbox,), name="stdin", daemon=True).start()
+    inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+    unframer = Unframer()
+    while inbox.empty():  # the first message names the model, and the sandbox must know it before threads start
+        _receive(unframer, inbox)
     load = inbox.get()
     if not isinstance(load, Load):
         sys.exit("the first message must be Load")
+    given_up = give_up([Path(load.path)])
+    threading.Thread(target=_read, args=(unframer, inbox), name="stdin", daemon=True).start()
     pending = bytearray()
 
     def emit(message: FromWorker) -> None:
@@ -60,18 +59,16 @@ def main() -> None:
         emit(LoadFailed(str(exc)))
         flush()
         sys.exit(1)
-    emit(Loaded(worker.description, load.n_ctx, has_own_network))
+    emit(Loaded(worker.description, load.n_ctx, given_up))
     flush()
     while True:
         for message in _available(inbox, is_blocking=not worker.has_work):
-            if message is None:
-                return
             worker.handle(message)
         worker.step()
         flush()
 
 
-def _available(inbox: "queue.SimpleQueue[ToWorker | None]", *, is_blocking: bool) -> Iterator[ToWorker | None]:
+def _available(inbox: "queue.SimpleQueue[ToWorker]", *, is_blocking: bool) -> Iterator[ToWorker]:
     """What has arrived; with `is_blocking` at least one message."""
     if is_blocking:
         yield inbox.get()
@@ -80,14 +77,23 @@ def _available(inbox: "queue.SimpleQueue[ToWorker | None]", *, is_blocking: bool
             yield inbox.get_nowait()
 
 
-def _read(inbox: "queue.SimpleQueue[ToWorker | None]") -> None:
-    """Decode stdin into the inbox; None at its end. A parent that is gone is not waited for."""
-    decoder = msgspec.msgpack.Decoder(ToWorker)
-    unframer = Unframer()
-    while data := os.read(0, 1 << 16):
-        for body in unframer.feed(data):
-            inbox.put(decoder.decode(body))
-    os._exit(0)
+def _read(unframer: Unframer, inbox: "queue.SimpleQueue[ToWorker]") -> None:
+    """Decode stdin into the inbox for as long as the process lives."""
+    try:
+        while True:
+            _receive(unframer, inbox)
+    except (ValueError, msgspec.MsgspecError):
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _receive(unframer: Unframer, inbox: "queue.SimpleQueue[ToWorker]") -> None:
+    """Wait for some of stdin. Its end is the end of the process: whoever could read an answer is gone."""
+    data = os.read(0, 1 << 16)
+    if not data:
+        os._exit(0)  # not through the main thread, which may be computing for a while
+    for body in unframer.feed(data):
+        inbox.put(_decoder.decode(body))
 
 
 class Worker:
@@ -174,24 +180,5 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, previous)
 
 
-def _harden() -> bool:
-    """Give up what a worker does not need; True if it also left the host's network (not everywhere allowed)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getppid()
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the parent ended before the worker began")
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    has_own_network = any(libc.unshare(flags) == 0 for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET))
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no core file, and no other process of this user reads its memory
-    return has_own_network
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (RuntimeError, OSError, msgspec.MsgspecError, MemoryError):
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    main()
