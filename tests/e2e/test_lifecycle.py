@@ -134,6 +134,7 @@ def test_a_start_that_failed_leaves_no_container(broken: RunningGateway) -> None
     eventually("no container of a broken entry is left", none_left, SEEN_S)
 
 
+@pytest.mark.usefixtures("docker_gateway")  # which has the image
 @pytest.mark.docker
 def test_a_call_to_a_listed_server_that_cannot_start_any_more_says_why_and_that_a_retry_is_safe(tmp_path: Path) -> None:
     script = 'test ! -e /data/broken && exec python3 -c "$0"'
@@ -211,6 +212,7 @@ def test_a_container_killed_in_mid_call_costs_that_call_only(docker_gateway: Run
         assert len(docker_gateway.containers_of("everything")) == 1
 
 
+@pytest.mark.usefixtures("docker_gateway")  # which has the image
 @pytest.mark.docker
 def test_sigterm_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path) -> None:
     catalog = catalogs.write(tmp_path / "catalog.yaml", {"silent": catalogs.in_image_of("time", "sleep", "1000")})
@@ -234,6 +236,7 @@ def test_sigint_in_the_middle_of_a_call_leaves_nothing(learnt_state: Path) -> No
 # -- a gateway that dies, and its successor ------------------------------------------------------
 
 
+@pytest.mark.usefixtures("docker_gateway")  # which has the image
 @pytest.mark.docker
 def test_a_new_gateway_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     servers = {
