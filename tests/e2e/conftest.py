@@ -36,9 +36,9 @@ def docker_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
 @pytest.fixture(scope="session")
 def process_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """Serves the starter profile from local processes."""
-    for program in ("git", "node", "npm"):
+    for program in ("git", "bwrap"):
         if shutil.which(program) is None:
-            missing(f"servers as processes need {program}")
+            missing(f"servers as processes are tested with {program}")
     with RunningGateway(tmp_path_factory.mktemp("process") / "state", runtime="process") as gateway:
         gateway.wait_until_learnt()
         yield gateway

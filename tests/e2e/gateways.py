@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -279,9 +280,14 @@ class RunningGateway:
 @cache
 def found_engine() -> docker.DockerClient | str:
     """The Docker Engine, or why there is none."""
+    address = urlsplit(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
     try:
+        if address.scheme == "unix":
+            # The docker library leaks the socket of a connection that fails.
+            with socket.socket(socket.AF_UNIX) as knock:
+                knock.connect(address.path)
         return docker.from_env()
-    except DockerException as exc:
+    except (DockerException, OSError) as exc:
         return f"no Docker Engine answers: {exc}"
 
 
