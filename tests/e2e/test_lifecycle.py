@@ -31,6 +31,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "everything": ("echo", {"message": "hello"}),
 }
 """One harmless call to each; git has no repository here, and says so."""
+BROKEN = ("broken-package", "broken-command", "broken-volume")
 SEEN_S = 30
 START_S = 60
 
@@ -76,7 +77,7 @@ def test_the_first_calls_of_twenty_clients_start_one_container(learnt_state: Pat
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, docker_gateway: RunningGateway) -> Iterator[RunningGateway]:
-    """The starter servers, known from before, beside two entries that cannot start."""
+    """The starter servers, known from before, beside three entries that cannot start."""
     folder = tmp_path_factory.mktemp("broken")
     unheard_of = {"ecosystem": "pypi", "name": "mcp-server-time", "version": "1900.1.1"}
     catalog = catalogs.write(
@@ -85,10 +86,13 @@ def broken(tmp_path_factory: pytest.TempPathFactory, docker_gateway: RunningGate
             **{id: catalogs.shipped(id) for id in STARTER},
             "broken-package": catalogs.shipped("time", image=None, args=None, package=unheard_of),
             "broken-command": catalogs.in_image_of("time", "mcp-server-nowhere"),
+            "broken-volume": catalogs.in_image_of("git", "sleep", "60", volumes=[{"name": "data", "target": "/data"}]),
         },
     )
     state = folder / "state"
     state.mkdir(mode=0o700)
+    (state / "volumes" / "broken-volume").mkdir(parents=True)
+    (state / "volumes" / "broken-volume" / "data").write_text("a file where a folder should be mounted")
     (state / "listings").symlink_to(docker_gateway.state / "listings")
     with RunningGateway(state, runtime="docker", catalog=catalog) as gateway:
         yield gateway
@@ -101,8 +105,10 @@ def failed(gateway: RunningGateway, id: str) -> str:
 
 
 @pytest.mark.docker
-def test_a_broken_package_or_command_is_reported_with_its_reason(broken: RunningGateway) -> None:
-    package, command = failed(broken, "broken-package"), failed(broken, "broken-command")
+def test_a_broken_package_command_or_volume_is_reported_with_its_reason(broken: RunningGateway) -> None:
+    package, command, volume = (failed(broken, id) for id in BROKEN)
+    assert "the Docker Engine could not start broken-volume" in volume
+    assert "not a directory" in volume
     assert "the installer said:" in package
     assert "mcp-server-time==1900.1.1" in package
     assert "its program was not found in lockgate.local/time:" in command
@@ -124,7 +130,7 @@ def test_a_broken_entry_costs_its_own_tools_only(broken: RunningGateway) -> None
 
 @pytest.mark.docker
 def test_a_start_that_failed_leaves_no_container(broken: RunningGateway) -> None:
-    for id in ("broken-package", "broken-command"):
+    for id in BROKEN:
         failed(broken, id)
 
     def none_left() -> bool:
