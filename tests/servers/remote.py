@@ -38,7 +38,8 @@ class RemoteServer:
         self.options: dict[str, Any] = {"listen": True, "sessions": True} | options
         self.url = ""
         self.requests: list[Request] = []
-        self.session = 0
+        self.sessions: set[str] = set()
+        self._count = 0
         self.listeners: list[asyncio.StreamWriter] = []
         self.behaviour = Behaviour(
             self.options, self.say, lambda s, work: asyncio.get_running_loop().call_later(s, work)
@@ -115,11 +116,10 @@ class RemoteServer:
         extra = ""
         if self.options["sessions"]:
             if request.rpc == "initialize":
-                self.session += 1
-                extra = f"Mcp-Session-Id: session-{self.session}\r\n"
-            elif (
-                request.rpc != "server/discover" and request.headers.get("mcp-session-id") != f"session-{self.session}"
-            ):
+                self._count += 1
+                self.sessions.add(f"session-{self._count}")
+                extra = f"Mcp-Session-Id: session-{self._count}\r\n"
+            elif request.rpc != "server/discover" and request.headers.get("mcp-session-id") not in self.sessions:
                 writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 return True
         messages: asyncio.Queue[str] = asyncio.Queue()
