@@ -110,15 +110,14 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
     gc.set_threshold(*COLLECT_EVERY)
     service = Service(running, _QuietServer(config), endpoint)
     task = asyncio.get_running_loop().create_task(service.run(listener))
-    stdio_server = await _serve_socket(gateway, endpoint.modern)
     run_file = settings.state_dir / RUN_FILE
-    _write_private(run_file, msgspec.json.encode(running))
     try:
-        yield service
+        async with _stdio_socket(gateway, endpoint.modern):
+            _write_private(run_file, msgspec.json.encode(running))
+            yield service
     finally:
         with suppress(FileNotFoundError):
             run_file.unlink()
-        stdio_server.close()
         service.stop()
         await task
 
@@ -133,20 +132,33 @@ def socket_path(state_dir: Path) -> Generator[Path, None, None]:
         os.close(folder)
 
 
-async def _serve_socket(gateway: Gateway, modern: ModernEra) -> asyncio.Server:
-    """Listen for `lockgate stdio` on a socket that only this user can open."""
+@asynccontextmanager
+async def _stdio_socket(gateway: Gateway, modern: ModernEra) -> AsyncIterator[None]:
+    """Listen for `lockgate stdio` on a socket that only this user can open; its connections end with the body."""
+    clients: set[asyncio.Task[None]] = set()
 
     def profile_named(name: str) -> Profile:
         return gateway.catalog.profile(name) if name else gateway.profile
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await serve_socket(reader, writer, gateway.door, modern, profile_named)
+        client = asyncio.current_task()
+        if client is not None:
+            clients.add(client)
+            client.add_done_callback(clients.discard)
+        with suppress(asyncio.CancelledError):  # the end of the gateway, which the stream's owner takes for an accident
+            await serve_socket(reader, writer, gateway.door, modern, profile_named)
 
     with socket_path(gateway.settings.state_dir) as path:
         path.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(serve, str(path), limit=SOCKET_LINE_BYTES)
         path.chmod(0o600)
-    return server
+    try:
+        yield
+    finally:
+        server.close()
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,8 @@ from policies import Principal
 MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 """Output a client may leave unread before it is taken for dead."""
 READ_BYTES: Final = 65536
+FLUSH_TIMEOUT_S: Final = 5.0
+"""For a client that reads its last answers after it closed our input."""
 
 
 class LineStreams:
@@ -50,11 +52,21 @@ class LineStreams:
             self.write(envelope.error(b"null", envelope.PARSE_ERROR, "a message is over the size limit"))
 
 
+class _Output(asyncio.Protocol):
+    """Knows when everything is written and the pipe closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
+
+
 @asynccontextmanager
 async def stdio_ends() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.WriteTransport]]:
     """Take over stdin and stdout."""
     loop = asyncio.get_running_loop()
-    output, _ = await loop.connect_write_pipe(asyncio.Protocol, sys.stdout.buffer)
+    output, written = await loop.connect_write_pipe(_Output, sys.stdout.buffer)
     reader = asyncio.StreamReader()
     source, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     try:
@@ -62,6 +74,10 @@ async def stdio_ends() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Writ
     finally:
         source.close()
         output.close()
+        # What was answered before the input ended is still the client's to read.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await written.closed.wait()
 
 
 async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profile: Profile) -> None:
