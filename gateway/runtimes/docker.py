@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -65,13 +66,19 @@ class DockerRuntime:
         try:
             self._client = await to_thread.run_sync(self._connect)
             await self.sweep()
-        except _EngineErrors as exc:
+        except (*_EngineErrors, OSError) as exc:
             self._client = None
             return f"no Docker Engine at {self._docker_host}: {_short(exc)}"
         self._engine = HttpOrigin(self._docker_host.replace("tcp://", "http://"))
         return None
 
     def _connect(self) -> docker.APIClient:
+        address = urlsplit(self._docker_host)
+        if address.scheme == "unix":
+            # Knock first: the docker library leaks the socket of a connection that fails.
+            with socket.socket(socket.AF_UNIX) as knock:
+                knock.settimeout(PROBE_TIMEOUT_S)
+                knock.connect(address.path)
         probe = docker.APIClient(base_url=self._docker_host, timeout=PROBE_TIMEOUT_S)
         probe.ping()
         probe.close()
