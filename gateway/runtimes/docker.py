@@ -39,6 +39,7 @@ PROBE_TIMEOUT_S: Final = 3
 EXIT_GRACE_S: Final = 3.0
 """How long a server may take to exit once its stdin is closed, before it is killed."""
 EXPLAIN_TIMEOUT_S: Final = 1.0
+REMOVED_TIMEOUT_S: Final = 10
 MAX_OPEN_FILES: Final = 4096
 MAX_MOUNTED_TMP_MIB: Final = 1024
 
@@ -220,7 +221,10 @@ class DockerRuntime:
         try:
             await to_thread.run_sync(lambda: client.remove_container(name, force=True))
         except docker.errors.APIError as exc:
-            if exc.status_code not in (404, 409):  # gone, or being removed by the engine itself
+            if exc.status_code == 409:
+                # The engine is removing it already, because it ended: gone is when that is done.
+                await to_thread.run_sync(lambda: _wait_until_removed(client, name))
+            elif exc.status_code != 404:
                 raise
 
     async def remove(self, name: str) -> None:
@@ -312,6 +316,13 @@ class DockerChannel(LineChannel):
 def _create(client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:
     created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
     return created
+
+
+def _wait_until_removed(client: docker.APIClient, name: str) -> None:
+    try:
+        client.wait(name, timeout=REMOVED_TIMEOUT_S, condition="removed")
+    except docker.errors.NotFound:
+        return
 
 
 def _short(exc: Exception) -> str:
