@@ -20,6 +20,7 @@ INSTRUCTIONS: Final = (
 CLOSING: Final = (
     "Answer the user's question in one or two sentences from the information below. It is complete and up to date."
 )
+REMINDER: Final = "Tell me the result in one or two sentences, or call another function if something is missing."
 MAX_STEP_TOKENS: Final = 1_024  # of one model query
 MAX_RESULT_CHARS: Final = 4_000  # of one tool result shown to the model
 MAX_HISTORY_CHARS: Final = 16_000  # of all messages; older results are shortened above it
@@ -183,7 +184,7 @@ class _Run:
         self._budget = budget
         self._clock = clock
         self._deadline = clock() + budget.seconds
-        self._tools = [compact(tool) for tool in narrow(task, tools, kept)]
+        self._tools = [compact(tool, task if len(tools) > kept else None) for tool in narrow(task, tools, kept)]
         self._names = {str(tool["function"]["name"]) for tool in tools}
         self._messages: list[dict[str, Any]] = [
             {"role": "system", "content": instructions},
@@ -210,7 +211,7 @@ class _Run:
         """Query the model into `turn`. Raises: _OutOfTime."""
         self._shorten()
         request: dict[str, Any] = {
-            "messages": self._messages,
+            "messages": [*self._messages, *self._reminder()],
             "temperature": 0,
             "max_tokens": min(MAX_STEP_TOKENS, self._budget.tokens - self.n_tokens),
             "stream_options": {"include_usage": True},
@@ -232,6 +233,10 @@ class _Run:
         finally:
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
+
+    def _reminder(self) -> list[dict[str, Any]]:
+        """What the model is asked after results: small models otherwise make the same call again."""
+        return [{"role": "user", "content": REMINDER}] if self._messages[-1]["role"] == "tool" else []
 
     async def act(self, turn: _Turn) -> AsyncGenerator[ToolCalled | ToolReturned]:
         """Make the calls of `turn` and tell the model what came back. Raises: _OutOfTime."""

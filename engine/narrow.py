@@ -166,15 +166,30 @@ def _stem(word: str) -> str:
     return word
 
 
-def compact(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """`tool` with short descriptions and without schema keywords that only cost a small model tokens."""
+def compact(tool: Mapping[str, Any], task: str | None = None) -> dict[str, Any]:
+    """`tool` with short descriptions and without schema keywords that only cost a small model tokens.
+
+    With `task`, also without optional parameters it says nothing about: small models fill in whatever they see.
+    """
     function = tool.get("function", tool)
     shown: dict[str, Any] = {"name": function["name"]}
     if description := function.get("description"):
         shown["description"] = _first_sentences(str(description), _MAX_DESCRIPTION)
     parameters = function.get("parameters")
     shown["parameters"] = _lean(parameters, 0) if isinstance(parameters, Mapping) else {"type": "object"}
+    if task is not None and isinstance(shown["parameters"].get("properties"), dict):
+        _drop_unmentioned(shown["parameters"], _task_words(task))
     return {"type": "function", "function": shown}
+
+
+def _drop_unmentioned(parameters: dict[str, Any], words: Counter[str]) -> None:
+    required = parameters.get("required")
+    required = required if isinstance(required, list) else []
+    parameters["properties"] = {
+        name: schema
+        for name, schema in parameters["properties"].items()
+        if name in required or words.keys() & {*_words(str(name)), *_shapes_of(str(name), schema)}
+    }
 
 
 def _lean(schema: Any, depth: int) -> Any:

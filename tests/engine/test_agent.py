@@ -89,8 +89,14 @@ async def test_result_of_a_call_goes_back_to_the_model() -> None:
     assert ToolCalled("c0", "alpha", {"n": 1}) in events
     assert ToolReturned("c0", "alpha", "alpha says {'n': 1}", False) in events
     assert events[-1] == Stopped("answered", steps=2, calls=1, tokens=20)
-    assert [message["role"] for message in model.requests[1]["messages"]] == ["system", "user", "assistant", "tool"]
-    assert model.requests[1]["messages"][-1]["content"] == "alpha says {'n': 1}"
+    assert [message["role"] for message in model.requests[1]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "user",
+    ]
+    assert model.requests[1]["messages"][-2]["content"] == "alpha says {'n': 1}"
 
 
 async def test_several_calls_of_one_turn_are_made_in_order() -> None:
@@ -106,7 +112,7 @@ async def test_error_of_a_tool_is_told_to_the_model() -> None:
     model = ScriptedModel([("alpha", {})], "It failed.")
     events = await run(model, call_tool=failing)
     assert ToolReturned("c0", "alpha", "no such file", True) in events
-    assert model.requests[1]["messages"][-1]["content"] == "Error: no such file"
+    assert model.requests[1]["messages"][-2]["content"] == "Error: no such file"
     assert isinstance(events[-2], Answered)
 
 
@@ -128,7 +134,7 @@ async def test_invented_call_is_never_made(call: tuple[str, Any], told: str) -> 
     model = ScriptedModel([call], "Sorry.")
     events = await run(model, call_tool=never)
     assert not [event for event in events if isinstance(event, ToolCalled)]
-    assert told in model.requests[1]["messages"][-1]["content"]
+    assert told in model.requests[1]["messages"][-2]["content"]
 
 
 async def test_repeated_call_is_not_made_again_and_ends_the_run_if_it_goes_on() -> None:
@@ -233,7 +239,7 @@ async def test_long_results_are_trimmed_for_the_model_but_not_for_the_reader() -
     assert {len(event.text) for event in events if isinstance(event, ToolReturned)} == {100_000}
     for request in model.requests:
         assert sum(len(message["content"] or "") for message in request["messages"]) < 20_000
-    assert "characters left out" in model.requests[-1]["messages"][-1]["content"]
+    assert "characters left out" in model.requests[-1]["messages"][-2]["content"]
 
 
 async def test_only_the_fitting_tools_are_offered() -> None:
