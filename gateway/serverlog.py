@@ -32,8 +32,10 @@ class ServerLog:
         """Lines on stdout that are not JSON-RPC, since the last start."""
 
     def write(self, origin: Origin, text: str) -> None:
-        printable = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text[:MAX_LINE_CHARS])
-        self._lines.append(LogLine(time.time(), origin, printable))
+        text = text[:MAX_LINE_CHARS]
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+        self._lines.append(LogLine(time.time(), origin, text))
 
     def stderr(self, data: bytes) -> None:
         """Bytes from the server's stderr; lines may be split anywhere."""

@@ -115,7 +115,7 @@ class Behaviour:
         match method:
             case "tools/list":
                 names = ["echo", "raw", "hold", "release", "progress", "fail", "error", "crash", "die_after_answer"]
-                names += ["change", "log", "notes", "pid", "links", "delay", "big", "levels", *self.added]
+                names += ["steps", "change", "log", "notes", "pid", "links", "delay", "big", "levels", *self.added]
                 names += [f"tool{number:03}" for number in range(self.options.get("extra", 0))]
                 tools = [{"name": n, "description": f"The tool {n}.", "inputSchema": {"type": "object"}} for n in names]
                 return "tools", tools
@@ -125,6 +125,15 @@ class Behaviour:
                 return "resources", [{"uri": "memo://one", "name": "one"}, {"uri": "memo://gone", "name": "gone"}]
             case _:
                 return "resourceTemplates", [{"uriTemplate": "memo://by-name/{name}", "name": "memo"}]
+
+    def _steps(self, left: int, pause_s: float, progress: Callable[[int, int], None], end: Callable[[], None]) -> None:
+        """Report progress after each pause, then end."""
+
+        def step() -> None:
+            progress(left, left)
+            self._steps(left - 1, pause_s, progress, end) if left > 1 else end()
+
+        self.later(pause_s, step)
 
     def _call(self, line: str, id: Any, params: dict[str, Any], send: Send, answer: Any, refuse: Any) -> None:
         arguments = params.get("arguments") or {}
@@ -155,6 +164,8 @@ class Behaviour:
                 for number in range(arguments["n"]):
                     progress(number + 1, arguments["n"])
                 answer(text("done"))
+            case "steps":
+                self._steps(arguments["n"], arguments["ms"] / 1000, progress, lambda: answer(text("done")))
             case "fail":
                 answer({"isError": True, **text("it did not work")})
             case "error":
