@@ -633,7 +633,7 @@ async def test_small_pages_walk_through_everything_once(tmp_path: Path) -> None:
     async with running(tmp_path, servers, page_size=3) as place:
         session = await place.session()
         names = [tool["name"] for tool in await walk(session, "tools/list", "tools")]
-        assert len(names) == len(set(names)) == 18 + 38
+        assert len(names) == len(set(names)) == 19 + 39
         assert names == sorted(names)
         for method, member, count in (
             ("prompts/list", "prompts", 2),

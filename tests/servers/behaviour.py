@@ -26,11 +26,16 @@ class Behaviour:
         self.notes: list[dict[str, Any]] = []
         self.levels: list[str] = []
         self.added: list[str] = []
+        self.asked: dict[str, Callable[[Any], None]] = {}
 
     def handle(self, line: str, send: Send) -> None:
         """Take one message; answers go to `send`, at once or later."""
         message = json.loads(line)
         method, params = message.get("method"), message.get("params") or {}
+        if method is None:
+            if (heard := self.asked.pop(str(message.get("id")), None)) is not None:
+                heard({key: value for key, value in message.items() if key in ("result", "error")})
+            return
         if "id" not in message:
             self.notes.append({"method": method, "params": params})
             return
@@ -115,7 +120,19 @@ class Behaviour:
         match method:
             case "tools/list":
                 names = ["echo", "raw", "hold", "release", "progress", "fail", "error", "crash", "die_after_answer"]
-                names += ["steps", "change", "log", "notes", "pid", "links", "delay", "big", "levels", *self.added]
+                names += [
+                    "steps",
+                    "ask",
+                    "change",
+                    "log",
+                    "notes",
+                    "pid",
+                    "links",
+                    "delay",
+                    "big",
+                    "levels",
+                    *self.added,
+                ]
                 names += [f"tool{number:03}" for number in range(self.options.get("extra", 0))]
                 tools = [{"name": n, "description": f"The tool {n}.", "inputSchema": {"type": "object"}} for n in names]
                 return "tools", tools
@@ -125,6 +142,15 @@ class Behaviour:
                 return "resources", [{"uri": "memo://one", "name": "one"}, {"uri": "memo://gone", "name": "gone"}]
             case _:
                 return "resourceTemplates", [{"uriTemplate": "memo://by-name/{name}", "name": "memo"}]
+
+    def _ask(self, questions: list[Any], answers: list[Any], send: Send, end: Callable[[list[Any]], None]) -> None:
+        if not questions:
+            end(answers)
+            return
+        (method, params), *rest = questions
+        id = f"question {len(self.asked) + len(answers)} {method}"
+        self.asked[id] = lambda heard: self._ask(rest, [*answers, heard], send, end)
+        send(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
 
     def _steps(self, left: int, pause_s: float, progress: Callable[[int, int], None], end: Callable[[], None]) -> None:
         """Report progress after each pause, then end."""
@@ -164,6 +190,9 @@ class Behaviour:
                 for number in range(arguments["n"]):
                     progress(number + 1, arguments["n"])
                 answer(text("done"))
+            case "ask":
+                # One question after the other, each a [method, params]; the answers are the result.
+                self._ask(list(arguments["questions"]), [], send, lambda answers: answer(text(answers)))
             case "steps":
                 self._steps(arguments["n"], arguments["ms"] / 1000, progress, lambda: answer(text("done")))
             case "fail":
