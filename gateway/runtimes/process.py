@@ -23,6 +23,7 @@ from gateway.wire.lines import LineChannel, LineTooLong
 
 EXIT_GRACE_S: Final = 2.0
 """After stdin is closed, and again after SIGTERM."""
+STDERR: Final = 2
 SYSTEM_FOLDERS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 NETWORK_FILES: Final = (
     "/etc/resolv.conf",
@@ -132,12 +133,21 @@ async def spawn(
         OSError: it cannot be started.
     """
     channel = ProcessChannel(receiver, log, label)
+    _keep_descriptors()
     transport, _ = await asyncio.get_running_loop().subprocess_exec(
         lambda: _ServerProcess(channel), *argv, env=env, cwd=cwd, start_new_session=True
     )
     channel.started(transport)
     log.write("gateway", f"started process {transport.get_pid()} {label}")
     return channel
+
+
+def _keep_descriptors() -> None:
+    """Hand none of our open files to the program: uvloop closes none in it, and whoever started us may have left one."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > STDERR:
+            with suppress(OSError):  # the listing's own is closed by now
+                os.set_inheritable(int(name), False)
 
 
 def _outside_system(installed: InstalledPackage) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,6 +87,21 @@ async def test_nothing_is_started_until_it_is_needed(tmp_path: Path) -> None:
         await it.call("echo")
         assert it.runtime.starts == ["a"]
         assert it.pool.servers["a"].state == "running"
+
+
+async def test_a_server_inherits_no_file_of_the_gateways(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch()
+    fd = os.open(secret, os.O_RDONLY)
+    try:
+        os.set_inheritable(fd, True)  # as a file is that whoever started the gateway handed to it
+        async with bench(tmp_path, entry("a")) as it:
+            pid = await it.call("pid")
+            opened = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
+            assert str(secret) not in opened
+            assert all(one.startswith(("socket:", "pipe:", "/dev/null")) for one in opened)
+    finally:
+        os.close(fd)
 
 
 async def test_fifty_callers_at_once_share_one_start(tmp_path: Path) -> None:
