@@ -143,7 +143,8 @@ async def spawn(
 
 
 def _keep_descriptors() -> None:
-    """Hand none of our open files to the program: uvloop closes none in it, and whoever started us may have left one."""
+    """Hand none of our open files to the program: uvloop closes none in it, and whoever started us may have left some
+    open."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > STDERR:
             with suppress(OSError):  # the listing's own is closed by now
