@@ -200,6 +200,9 @@ class Door:
             record.outcome, record.detail = "error", str(exc.code)
             raise
         finally:
+            if resume is not None and isinstance(resume.continuation, Parked) and outcome is None:
+                # Refused before its answers were passed on: its tool is gone, or not allowed any more.
+                self._withdraw(resume.continuation)
             record.ms = round((time.perf_counter() - started) * 1000, 3)
             try:
                 self._audit.write(record)
@@ -234,6 +237,8 @@ class Door:
                 # A URI need not be listed, so this one may never have been visible: denied looks like absent.
                 raise errors.UnknownName(f"Resource not found: {record.name}")
             record.outcome = "denied"
+            if resume is not None and isinstance(resume.continuation, Parked):
+                self._withdraw(resume.continuation)
             return denied(route, decision.reason)
         ticket = _ticket(caller, method, target, record.arguments)
         resume = resume or self._unsealed(members, ticket)

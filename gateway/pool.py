@@ -160,7 +160,8 @@ class Pool:
         """
         server = self._servers[id]
         wanted = self._wanted(server, lease)
-        if wanted.upstream is not None and not wanted.upstream.ended.is_set() and not wanted.stop.is_set():
+        settled = wanted.starting is None and not wanted.stop.is_set()
+        if wanted.upstream is not None and settled and not wanted.upstream.ended.is_set():
             return wanted.upstream
         try:
             return await asyncio.shield(self._start_soon(server, wanted))
@@ -248,6 +249,8 @@ class Pool:
             if wait_s > 0:
                 raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
             connection.starting = asyncio.get_running_loop().create_future()
+            # A new event for the new start: whoever stops it from now on is heard, the old owner keeps its own.
+            connection.stop = asyncio.Event()
             name = f"server {server.entry.id}"
             self._tasks.start_soon(self._own, server, connection, connection.starting, name=name)
         return connection.starting
@@ -257,7 +260,6 @@ class Pool:
         previous = connection.upstream
         if previous is not None and not previous.ended.is_set():
             await previous.ended.wait()
-        connection.stop = asyncio.Event()
         opened: tuple[Upstream, Channel] | None = None
         try:
             opened = await self._start(server, connection)
@@ -367,7 +369,7 @@ class Pool:
             started.set_result(upstream)
 
     async def _serve(self, server: Server, connection: Connection, upstream: Upstream) -> None:
-        entry, loop = server.entry, asyncio.get_running_loop()
+        entry, loop, stop = server.entry, asyncio.get_running_loop(), connection.stop
         born = loop.time()
         if self._log_level:
             self._tasks.start_soon(self._send_log_level, upstream)
@@ -376,17 +378,17 @@ class Pool:
         async with anyio.create_task_group() as helpers:
             if connection.key == SHARED and upstream.facts is not None and upstream.facts.era == "modern":
                 helpers.start_soon(self._listen, upstream)
-            while not upstream.ended.is_set() and not connection.stop.is_set():
+            while not upstream.ended.is_set() and not stop.is_set():
                 left_s = upstream.last_used + entry.limits.idle_s - loop.time()
                 if left_s <= 0 and not upstream.busy:
                     server.log.write("gateway", f"stopped after {entry.limits.idle_s:g} s without a call")
                     helpers.cancel_scope.cancel()
                     return
                 with anyio.move_on_after(max(left_s, 1.0)):
-                    await _either(upstream.ended, connection.stop)
+                    await _either(upstream.ended, stop)
             helpers.cancel_scope.cancel()
         lived_s = loop.time() - born
-        if connection.stop.is_set() or lived_s >= STABLE_AFTER_S:
+        if stop.is_set() or lived_s >= STABLE_AFTER_S:
             server.failures = 0
         else:
             raise errors.UpstreamUnavailable(
