@@ -1,6 +1,7 @@
 """Servers in containers: create, attach, start and remove through the Docker Engine API.
 
-Knows what a locked-down container is; not how images come to be (images.py) nor what the frames mean (attach.py)."""
+Knows the life of a container; not what it may do (specification.py), how images come to be (images.py) nor what the
+frames mean (attach.py)."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ import anyio
 import docker
 import requests
 from anyio import to_thread
-from docker.types import LogConfig, Ulimit
 
 from catalog import Entry
 from gateway import errors
 from gateway.images import Image, ImageStore
 from gateway.runtimes.attach import AttachProtocol
+from gateway.runtimes.specification import Folder, specification
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
 from gateway.wire.channel import Receiver
@@ -40,8 +41,6 @@ EXIT_GRACE_S: Final = 3.0
 """How long a server may take to exit once its stdin is closed, before it is killed."""
 EXPLAIN_TIMEOUT_S: Final = 1.0
 REMOVED_TIMEOUT_S: Final = 10
-MAX_OPEN_FILES: Final = 4096
-MAX_MOUNTED_TMP_MIB: Final = 1024
 
 _EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.RequestException)
 
@@ -115,7 +114,13 @@ class DockerRuntime:
         client = self._require_client()
         image = await self._image(entry, log)
         name = f"lockgate-{entry.id.lower()}-{secrets.token_hex(4)}"
-        spec = self.specification(entry, image, name)
+        spec = specification(
+            entry,
+            image,
+            user=self._user(),
+            folders=self._folders(entry),
+            labels={LABEL_GATEWAY: self._gateway_id, LABEL_SERVER: entry.id},
+        )
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
         try:
@@ -134,55 +139,12 @@ class DockerRuntime:
             raise
         return channel
 
-    def specification(self, entry: Entry, image: Image, name: str) -> dict[str, Any]:
-        """The complete create request for one server: everything not asked for is taken away."""
-        client = self._require_client()
-        limits = entry.limits
-        memory = limits.memory_mib * 1024 * 1024
-        tmpfs = f"rw,noexec,nosuid,nodev,size={min(limits.tmpfs_mib, MAX_MOUNTED_TMP_MIB)}m,mode=1777"
-        host_config = client.create_host_config(
-            binds={str(path): {"bind": target, "mode": "rw"} for path, target in self._folders(entry)},
-            network_mode="bridge" if entry.network == "internet" else "none",
-            restart_policy={"Name": "no"},
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
-            read_only=True,
-            tmpfs={"/tmp": tmpfs},  # noqa: S108  # the container's own
-            ipc_mode="private",
-            cgroupns="private",
-            ulimits=[
-                Ulimit(name="nofile", soft=MAX_OPEN_FILES, hard=MAX_OPEN_FILES),
-                Ulimit(name="core", soft=0, hard=0),
-            ],
-            # Without a log driver no result is stored on disk by the engine; attach works all the same.
-            log_config=LogConfig(type="none"),
-            mem_limit=memory,
-            memswap_limit=memory,
-            nano_cpus=int(limits.cpus * 1e9),
-            pids_limit=limits.pids,
-            shm_size=16 * 1024 * 1024,
-            init=True,
-            auto_remove=True,
-        )
-        environment = {"HOME": "/tmp", **entry.env}  # noqa: S108  # the only writable place without a volume
-        spec = client.create_container_config(
-            image.id,
-            list(entry.command if image.origin == "local" else entry.args) or [],
-            user=self._user(),
-            stdin_open=True,
-            environment=environment,
-            host_config=host_config,
-            labels={LABEL_GATEWAY: self._gateway_id, LABEL_SERVER: entry.id},
-        )
-        spec.update(AttachStdin=True, AttachStdout=True, AttachStderr=True, StdinOnce=True)
-        return dict(spec)
-
     @staticmethod
     def _user() -> str:
         uid = os.getuid()
         return f"{uid}:{os.getgid()}" if uid else f"{CONTAINER_UID}:{CONTAINER_UID}"
 
-    def _folders(self, entry: Entry) -> list[tuple[Path, str]]:
+    def _folders(self, entry: Entry) -> list[Folder]:
         """The host folder and mount point of each volume, made on first use and private to the server's user."""
         folders = []
         for volume in entry.volumes:
@@ -191,7 +153,7 @@ class DockerRuntime:
                 path.mkdir(mode=0o700, parents=True)
                 if os.getuid() == 0:
                     os.chown(path, CONTAINER_UID, CONTAINER_UID)
-            folders.append((path, volume.target))
+            folders.append(Folder(path, volume.target))
         return folders
 
     async def connect_attach(self, id: str, channel: LineChannel) -> AttachProtocol:
