@@ -4,24 +4,32 @@ Does not know the gateway, policies or models, starts nothing, and opens no file
 """
 
 from catalog.catalog import Catalog
-from catalog.entry import Entry, Limits, Package, Remote, Secret, Volume
-from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, NotInCatalog, Problem
+from catalog.entry import Entry
+from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
 from catalog.loader import find_shipped_catalog, load_catalog
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Volume
+from catalog.percall import CallTool
 from catalog.profile import Profile
+from catalog.setting import Setting
 
 __all__ = [
+    "CallTool",
     "Catalog",
     "CatalogError",
     "CatalogInvalid",
     "CatalogUnreadable",
+    "ConfigInvalid",
     "Entry",
     "Limits",
+    "Mount",
     "NotInCatalog",
+    "OAuth",
     "Package",
     "Problem",
     "Profile",
     "Remote",
     "Secret",
+    "Setting",
     "Volume",
     "find_shipped_catalog",
     "load_catalog",

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from catalog.catalog import Catalog
-from catalog.entry import Entry, Limits, Package, Remote, Secret, Volume
+from catalog.entry import Entry
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
 from catalog.located import Mapping, Node, Scalar, Sequence, Unclear, find, plain
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Volume
+from catalog.percall import CallTool
 from catalog.profile import Profile
+from catalog.setting import Setting
 from catalog.spelling import did_you_mean, quoted
 
 FORMAT_VERSION = 1
@@ -28,6 +31,11 @@ _PARTS: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "secrets": Secret,
     "volumes": Volume,
+    "mounts": Mount,
+    "oauth": OAuth,
+    "config": Setting,
+    "parameters": Setting,
+    "per_call": CallTool,
 }
 _KEPT_PRIVATE = frozenset(("env", "headers", "command", "args"))
 """Fields whose text is never repeated in a message, as somebody may have put a secret there."""
@@ -248,4 +256,5 @@ def _spell(path: tuple[int | str, ...]) -> str:
 
 def _owner(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
     """Return the model whose key the last step of the path would have been."""
-    return _PARTS.get(str(path[0]), model) if len(path) > 1 else model
+    owners = [_PARTS[step] for step in path[:-1] if isinstance(step, str) and step in _PARTS]
+    return owners[-1] if owners else model

@@ -5,6 +5,7 @@ Does not know YAML, nor which rule was broken: it only carries and prints what t
     CatalogError                 anything about a catalog; .problems says what and where
     ├── CatalogUnreadable        the file cannot be read at all; whoever owns the file can fix it
     ├── CatalogInvalid           the file was read and breaks rules; whoever wrote the entries can fix them
+    ├── ConfigInvalid            the values given for an entry's settings do not fit; whoever configures it can fix it
     └── NotInCatalog             an id or profile name was asked for that is not there; the caller can fix it
 """
 
@@ -24,7 +25,8 @@ SHOWN_PROBLEMS = 50
 class Problem:
     """One thing that is wrong: where it is, and what to do about it."""
 
-    file: Path
+    file: Path | None
+    """None where the problem is not in a file."""
     line: int | None
     """Counted from 1; None when the problem is in no line (a missing file, an unknown name)."""
     entry: str | None
@@ -33,7 +35,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = str(self.file) if self.line is None else f"{self.file}:{self.line}"
-        return f"{place}: {self.entry}: {self.message}" if self.entry else f"{place}: {self.message}"
+        places = [place if self.file else "", self.entry or "", self.message]
+        return ": ".join(part for part in places if part)
 
 
 class CatalogError(Exception):
@@ -57,6 +60,10 @@ class CatalogUnreadable(CatalogError):
 
 class CatalogInvalid(CatalogError):
     """The file breaks the rules of the format; every problem found is in .problems."""
+
+
+class ConfigInvalid(CatalogError):
+    """Values for the settings of an entry are unknown, of the wrong type, or missing."""
 
 
 class NotInCatalog(CatalogError, LookupError):

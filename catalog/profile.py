@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, Strict, StringConstraints, model_validator
 
-from catalog.entry import Id, Line, Part, ToolName, duplicates, refuse
+from catalog.parts import Id, Line, Part, ToolName, duplicates, refuse
 
 
 def _freeze(value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:

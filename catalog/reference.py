@@ -15,12 +15,20 @@ from catalog.spelling import quoted
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 _CATEGORY = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_TOOL = re.compile(r"[A-Za-z0-9_./-]{1,128}")
+_TOOL = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_./-]+(?: [A-Za-z0-9_./-]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
 _TARGET = re.compile(r"/[A-Za-z0-9._/-]{1,200}")
+_MOUNT_TARGET = re.compile(r"/[^:,\\]{1,400}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z0-9_-]{1,63})?")
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
+_HOST_NAME = re.compile(
+    r"(?:\*|(?:\*\.)?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])"
+    r":(?P<port>[0-9]{1,5})"
+)
+_URL_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
 _DEBIAN = re.compile(r"[a-z0-9][a-z0-9+.-]{1,63}")
 
 # Image references as the distribution project defines them, with a lower-case host.
@@ -31,6 +39,8 @@ _REPOSITORY = re.compile(rf"(?:(?:{_HOST}|{_HOST_WITH_PORT})/)?{_PATH_PART}(?:/{
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LONGEST_REFERENCE = 255
+LONGEST_PATH = 4096
+LAST_PORT = 65_535
 
 # PEP 508 names, PEP 440 versions; npm names and SemVer 2.0 versions.
 _PYPI_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
@@ -153,6 +163,10 @@ def check_target(text: str) -> str:
         raise ValueError(
             f"{quoted(text)} is no usable path; write it from the root with letters, digits and . _ -: /data"
         )
+    return _off_the_system(text)
+
+
+def _off_the_system(text: str) -> str:
     if posixpath.normpath(text) != text or text.startswith("//"):
         raise ValueError(f"{quoted(text)} is not normalised; write it without .., //, or a final /")
     for tree in KEPT_BY_THE_SYSTEM:
@@ -160,6 +174,57 @@ def check_target(text: str) -> str:
             raise ValueError(f"{quoted(text)} lies in {tree}, which belongs to the system; use /data")
     if text in NOT_ITSELF:
         raise ValueError(f"{quoted(text)} would hide what the image keeps there; use a folder below it, or /data")
+    return text
+
+
+MOUNTED_BELOW = ("/run/keys/", "/run/secrets/")
+"""Where inside of /run single files may be mounted, as images expect keys there."""
+
+
+def check_mount_target(text: str) -> str:
+    """Check where a folder or file of the host is mounted: as for a volume, and below /run/keys and /run/secrets."""
+    if not _MOUNT_TARGET.fullmatch(text) or not text.isprintable():
+        raise ValueError("is no usable path; write it from the root, without colons, commas and invisible characters")
+    if text.startswith(MOUNTED_BELOW) and posixpath.normpath(text) == text:
+        return text
+    return _off_the_system(text)
+
+
+def check_host_path(text: str) -> str:
+    """Check a path on the host: absolute and normalised. Whether it may be mounted is for the gateway to say."""
+    if not text.startswith("/") or posixpath.normpath(text) != text or text.startswith("//"):
+        raise ValueError("is no usable path of the host; write it from the root, without .., //, or a final /")
+    if len(text) > LONGEST_PATH or not text.isprintable():
+        raise ValueError("is no usable path of the host; it is too long or has invisible characters")
+    return text
+
+
+def check_setting_name(text: str) -> str:
+    """Check the name of a setting; one dot may group settings: jira.url."""
+    if not _SETTING.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no name of a setting; use letters, digits, _ and -, with one dot at most")
+    return text
+
+
+def check_host(text: str) -> str:
+    """Check an address the server may reach: a host name, which may begin with *., and a port."""
+    found = _HOST_NAME.fullmatch(text)
+    if not found or not 0 < int(found["port"]) <= LAST_PORT:
+        raise ValueError(f"{quoted(text)} is no host and port; write example.com:443 or *.example.com:443")
+    return text
+
+
+def check_scope(text: str) -> str:
+    """Check an OAuth scope (RFC 6749, section 3.3)."""
+    if not _SCOPE.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no scope; write one scope a line, without spaces")
+    return text
+
+
+def check_url_path(text: str) -> str:
+    """Check the path below which a container serves HTTP."""
+    if not _URL_PATH.fullmatch(text) or posixpath.normpath(text) != text:
+        raise ValueError(f"{quoted(text)} is no path; write it as in /mcp")
     return text
 
 
@@ -198,7 +263,9 @@ def check_category(text: str) -> str:
 def check_tool(text: str) -> str:
     """Check the name of a tool as its server spells it."""
     if not _TOOL.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no tool name; use 1 to 128 letters, digits and _ . / -")
+        raise ValueError(
+            f"{quoted(text)} is no tool name; use 1 to 128 letters, digits and _ . / -, with single spaces inside"
+        )
     return text
 
 

@@ -15,6 +15,7 @@ import anyio
 
 from catalog import Catalog, Entry, Profile, find_shipped_catalog, load_catalog
 from gateway import errors
+from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.door import Door
 from gateway.images import ImageStore
@@ -64,7 +65,7 @@ class Gateway:
             self.models = await stack.enter_async_context(Models(self.settings))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.pool = Pool(
-                self.catalog.entries.values(),
+                map(with_defaults, self.catalog.entries.values()),
                 self.runtime_for,
                 ListingStore(state / "listings"),
                 tasks,
@@ -100,11 +101,8 @@ class Gateway:
         Raises:
             UpstreamUnavailable: this entry cannot run here; says why.
         """
-        missing = [secret.name for secret in entry.secrets if secret.required]
-        if missing:
-            raise errors.UpstreamUnavailable(
-                f"server {entry.id} needs the secret {', '.join(missing)}, and this gateway has no secret store yet"
-            )
+        if reasons := list(lacking(entry)):
+            raise errors.UpstreamUnavailable(f"server {entry.id} {'; it '.join(reasons)}")
         if entry.remote is not None and entry.image is None and entry.package is None:
             return self.remote
         if self.no_engine is None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from catalog import Entry, Limits, Package, Remote, Secret, Volume
+from catalog import ConfigInvalid, Entry, Limits, Mount, Package, Remote, Secret, Volume
 from catalog.reference import check_id, check_image, check_remote_url, check_target
 from tests.catalog.files import BOX, IMAGE, document, load, only_problem, problems
 
@@ -201,7 +201,7 @@ def test_copy_with_changes_is_checked_and_computes_its_own_digest() -> None:
         (PACKAGED.replace("[box-server]", '["", x]'), "without a path"),
         (PACKAGED.replace("[box-server]", '["--eval"]'), "without a path"),
         (PACKAGED + "args: [x]\n", "has args but no image"),
-        (REMOTE + "env: {A: b}\n", "is only remote"),
+        (REMOTE + "env: {A: b}\n", "is only remote or per call"),
         (BOX + "volumes: [{name: a, target: /data}, {name: b, target: /data}]\n", "target of two volumes"),
         (BOX + "volumes: [{name: a, target: /data}, {name: a, target: /more}]\n", "volume a is listed twice"),
         (BOX + "secrets: [{name: box.k, env: K}]\nenv: {K: x}\n", "both in env and from a secret"),
@@ -264,6 +264,135 @@ def test_url_of_a_remote_must_be_https_to_a_host(tmp_path: Path, url: str) -> No
 )
 def test_https_and_loopback_urls_are_accepted(url: str) -> None:
     assert check_remote_url(url) == url
+
+
+CONFIGURED = """\
+transport: http
+port: 8080
+path: /mcp
+env: {FIXED: "1"}
+config:
+  - {name: level, type: string, enum: [low, high], default: low, arg: "--level="}
+  - {name: size, type: integer, env: BOX_SIZE, example: 3}
+  - {name: flags.dry, type: boolean, env: BOX_DRY}
+  - {name: folders, type: list, required: true, arg: ""}
+config_any_of: [[size], [flags.dry]]
+mounts:
+  - {config: folders, target: /work, read_only: false}
+  - {source: /srv/box, target: /run/keys/box}
+network: internet
+hosts: ["api.box.example:443", "*.cdn.example:443"]
+oauth: {provider: box, secret: box.token, env: BOX_TOKEN, scopes: ["box:read", "box:write"]}
+publisher: Box makers
+dynamic_tools: true
+"""
+
+
+def test_values_take_the_place_of_settings_as_whole_arguments_and_variables(tmp_path: Path) -> None:
+    entry = load(tmp_path, document({"box": BOX + CONFIGURED})).entry("box")
+    folders = ["/home/a b", "/home/-v {{level}}"]
+    ready = entry.configured({"size": 7, "flags.dry": False, "folders": folders})
+    assert ready.args == ("--level=low", "/work/a b", "/work/-v {{level}}")
+    assert dict(ready.env) == {"FIXED": "1", "BOX_SIZE": "7", "BOX_DRY": "false"}
+    assert [(mount.source, mount.target, mount.read_only) for mount in ready.mounts] == [
+        ("/home/a b", "/work/a b", False),
+        ("/home/-v {{level}}", "/work/-v {{level}}", False),
+        ("/srv/box", "/run/keys/box", True),
+    ]
+    assert ready.config == ready.config_any_of == ()
+    assert ready.digest != entry.digest
+
+
+def test_all_that_is_wrong_with_values_is_told_at_once_and_never_repeated(tmp_path: Path) -> None:
+    entry = load(tmp_path, document({"box": BOX + CONFIGURED})).entry("box")
+    with pytest.raises(ConfigInvalid) as caught:
+        entry.configured({"levl": "low", "level": "s3cret", "size": "s3cret"})
+    text = str(caught.value)
+    assert 'box: there is no setting "levl" (did you mean "level"?)' in text
+    assert "box: the setting level must be one of low, high" in text
+    assert "box: the setting size must be a whole number" in text
+    assert "box: the setting folders is missing; it is a list of texts" in text
+    assert "one of these groups of settings is needed: size or flags.dry" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("path", ["/etc", "/var/run/docker.sock", "relative", "/a/../b", "/a:rw", "/a,b", "/a\nb"])
+def test_path_that_may_not_be_mounted_is_no_value_for_a_mount(path: str) -> None:
+    entry = box(config=({"name": "folder"},), mounts=({"config": "folder"},))
+    with pytest.raises(ConfigInvalid, match="box: a path to mount "):
+        entry.configured({"folder": path})
+
+
+@given(st.text().filter(lambda text: "\0" not in text))
+def test_value_stays_one_element_whatever_it_contains(value: str) -> None:
+    entry = box(config=({"name": "a", "arg": "--a="}, {"name": "b", "env": "B"}), env={"C": "{{a}}"})
+    ready = entry.configured({"a": value, "b": value})
+    assert ready.args == ("--a=" + value,)
+    assert dict(ready.env) == {"B": value, "C": "{{a}}"}
+
+
+def test_secret_of_a_remote_goes_into_a_header(tmp_path: Path) -> None:
+    body = REMOTE + 'secrets: [{name: box.key, header: Authorization, prefix: "Bearer "}]\n'
+    assert load(tmp_path, document({"box": body})).entry("box").secrets == (
+        Secret(name="box.key", header="Authorization", prefix="Bearer "),
+    )
+
+
+def test_entry_can_run_one_container_for_each_call(tmp_path: Path) -> None:
+    body = """\
+title: Box
+description: Keeps things in a box.
+per_call:
+  - name: put
+    description: Puts a file into the box.
+    image: example/put:1
+    command: [put]
+    parameters: [{name: path, required: true, arg: ""}, {name: args, type: list, arg: ""}]
+    mounts: [{config: path}]
+tools: [put]
+"""
+    (tool,) = load(tmp_path, document({"box": body})).entry("box").per_call
+    assert (tool.name, tool.command, tool.engine_socket) == ("put", ("put",), False)
+    assert tool.mounts == (Mount(config="path"),)
+
+
+PER_CALL = "title: Box\ndescription: Keeps things in a box.\nper_call:\n  - name: put\n    description: Puts.\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (BOX + "transport: http\n", "transport http but no port"),
+        (BOX + "port: 80\n", "port or path but transport stdio"),
+        (PACKAGED + "transport: sse\nport: 80\n", "no image that could serve it"),
+        (BOX + 'hosts: ["box.example:443"]\n', "network: none"),
+        (BOX + 'network: internet\nhosts: ["box.example"]\n', "no host and port"),
+        (BOX + 'network: internet\nhosts: ["https://box.example:443"]\n', "no host and port"),
+        (BOX + "config: [{name: a}, {name: a}]\n", "the setting a is listed twice"),
+        (BOX + "config: [{name: a, env: A}]\nenv: {A: b}\n", "the variable A is set by a setting and elsewhere"),
+        (BOX + "config: [{name: a, type: integer, default: b}]\n", "the default of a must be a whole number"),
+        (BOX + "config: [{name: a, required: true, default: b}]\n", "is required and has a default"),
+        (BOX + "config: [{name: a, type: list, enum: [b]}]\n", "which is for type string"),
+        (BOX + "config: [{name: a, type: text}]\n", 'config[0].type: is "text"'),
+        (BOX + "config: [{name: a, defualt: b}]\n", 'did you mean "default"?'),
+        (BOX + "mounts: [{config: a, target: /data}]\n", "names the setting a, which is not in config"),
+        (BOX + "mounts: [{source: /x, config: a, target: /data}]\n", "either config"),
+        (BOX + "mounts: [{source: /srv/../etc, target: /data}]\n", "no usable path of the host"),
+        (BOX + "mounts: [{source: /srv, target: /run/lockgate}]\n", "belongs to the system"),
+        (BOX + "config_any_of: [[a]]\n", "names the setting a, which is not in config"),
+        (BOX + "secrets: [{name: box.k}]\n", "goes nowhere"),
+        (BOX + "secrets: [{name: box.k, header: X-Key}]\n", "but is not remote"),
+        (BOX + "oauth: {provider: box, secret: other.token}\n", "a secret of another server"),
+        (BOX + 'oauth: {provider: box, scopes: ["a b"]}\n', "is no scope"),
+        (PER_CALL + "    image: example/put:1\nimage: example/put:1\n", "per_call beside image"),
+        (PER_CALL + "    image: example/put:1\n    mounts: [{config: x}]\n", "the parameter x, which there is not"),
+        (PER_CALL + "    image: example/put:1\n    mounts: [{source: /srv}]\n", "needs config"),
+        (PER_CALL + "    image: example/put:1\n    parameters: [{name: a, env: A}]\n", "use arg"),
+        (PER_CALL + "    image: example/put:1\n    parametres: []\n", 'did you mean "parameters"?'),
+    ],
+)
+def test_settings_and_their_like_are_checked(tmp_path: Path, body: str, words: str) -> None:
+    assert words in refusal(tmp_path, body)
 
 
 @pytest.mark.parametrize("header", ["Host", "content-length", "Mcp-Session-Id", "bad name", "x:y", ""])

@@ -6,11 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-# On a busy machine an example may take long without anything being wrong with it.
-settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("gateway")
 
 
 @pytest.fixture(scope="session")

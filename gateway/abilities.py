@@ -1,0 +1,40 @@
+"""What an entry asks for that this gateway cannot give: named before anything is started.
+
+Knows entries and their words; starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from catalog import CatalogError, Entry
+
+
+def with_defaults(entry: Entry) -> Entry:
+    """The entry with the defaults of its settings in place; unchanged where a value is missing."""
+    if not entry.config:
+        return entry
+    try:
+        return entry.configured({})
+    except CatalogError:
+        return entry
+
+
+def lacking(entry: Entry) -> Iterator[str]:
+    """What stands between this entry and a start, each as a clause that follows "server X"."""
+    try:
+        entry.configured({})
+    except CatalogError as exc:
+        asked = "; ".join(problem.message for problem in exc.problems)
+        yield f"is not configured: {asked}; copy the entry into a catalog of your own and write the values there"
+    if missing := [secret.name for secret in entry.secrets if secret.required]:
+        yield f"needs the secret {', '.join(missing)}, and this gateway has no secret store yet"
+    if entry.oauth is not None:
+        yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
+    if entry.mounts:
+        yield "wants folders of this machine mounted, which this gateway does not do yet"
+    if entry.hosts:
+        yield "may reach certain hosts only, which this gateway cannot enforce yet"
+    if entry.transport != "stdio":
+        yield f"speaks {entry.transport} from inside its container, which this gateway does not do yet"
+    if entry.per_call:
+        yield "runs one container for each call, which this gateway does not do yet"

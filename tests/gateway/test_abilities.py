@@ -1,0 +1,44 @@
+"""What an entry asks for that the gateway cannot give: named before a start, all of it at once."""
+
+import pytest
+
+from catalog import Entry
+from gateway.abilities import lacking, with_defaults
+
+
+def box(**more: object) -> Entry:
+    parts = {"id": "box", "title": "Box", "description": "Keeps things.", "image": "example/box:1"}
+    return Entry.model_validate({**parts, **more})
+
+
+def test_plain_entry_lacks_nothing() -> None:
+    assert list(lacking(box(network="internet", env={"A": "1"}))) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"config": [{"name": "url", "required": True}]}, "is not configured: the setting url is missing"),
+        ({"secrets": [{"name": "box.key", "env": "KEY"}]}, "needs the secret box.key"),
+        ({"oauth": {"provider": "boxes"}}, "needs a sign-in at boxes"),
+        ({"mounts": [{"source": "/srv/box", "target": "/data"}]}, "wants folders of this machine"),
+        ({"network": "internet", "hosts": ["box.example:443"]}, "may reach certain hosts only"),
+        ({"transport": "http", "port": 80}, "speaks http from inside its container"),
+        (
+            {"image": None, "per_call": [{"name": "put", "description": "Puts.", "image": "example/put:1"}]},
+            "runs one container for each call",
+        ),
+    ],
+)
+def test_what_the_gateway_cannot_give_is_named(more: dict[str, object], words: str) -> None:
+    (reason,) = lacking(box(**more))
+    assert words in reason
+
+
+def test_optional_secret_and_settings_with_defaults_stand_in_no_way() -> None:
+    entry = box(
+        secrets=[{"name": "box.key", "env": "KEY", "required": False}],
+        config=[{"name": "level", "default": "low", "env": "LEVEL"}, {"name": "more", "env": "MORE"}],
+    )
+    assert list(lacking(entry)) == []
+    assert dict(with_defaults(entry).env) == {"LEVEL": "low"}
