@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -234,6 +235,8 @@ class ImageStore:
         loop = asyncio.get_running_loop()
         container_name = f"lockgate-build-{hashlib.sha256(recipe.tag.encode()).hexdigest()[:16]}"
         tail: deque[str] = deque(maxlen=LAST_LINES)
+        given_up = threading.Event()
+        """Set before the last removal: a thread that a cancellation left behind creates no container after it."""
 
         def on_line(line: str) -> None:
             tail.append(line)
@@ -262,6 +265,9 @@ class ImageStore:
                     security_opt=["no-new-privileges"],
                 ),
             )
+            if given_up.is_set():
+                _remove_container(client, container_name)
+                raise DockerException("the build was given up")
             container = client.containers.get(str(created["Id"]))
             container.start()
             for line in _lines(container.logs(stream=True, follow=True)):
@@ -285,6 +291,7 @@ class ImageStore:
         except TimeoutError as exc:
             raise ImageError(f"building {recipe.tag} took more than {BUILD_TIMEOUT_S:.0f} s") from exc
         finally:
+            given_up.set()
             with anyio.move_on_after(REMOVE_TIMEOUT_S, shield=True):
                 await self._engine(lambda client: _remove_container(client, container_name))
         return status, list(tail), id_

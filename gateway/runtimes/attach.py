@@ -57,8 +57,13 @@ class AttachProtocol(asyncio.Protocol):
         self.upgraded.set_result(None)
         return True
 
-    def _refuse(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
+        """Tell whoever waits for the upgrade; that a cancelled start waits no more is not an accident to report."""
         self.upgraded.set_exception(ConnectionError(reason))
+        self.upgraded.exception()
+
+    def _refuse(self, reason: str) -> None:
+        self._fail(reason)
         if self._transport is not None:
             self._transport.abort()
 
@@ -89,7 +94,7 @@ class AttachProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.upgraded.done():
-            self.upgraded.set_exception(ConnectionError("the engine closed the connection during attach"))
+            self._fail("the engine closed the connection during attach")
         self._channel.end("its container ended" if exc is None else f"the attach connection failed: {exc}")
 
     def close_stdin(self) -> None:

@@ -123,16 +123,20 @@ class DockerRuntime:
         )
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
+        # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
+        creating = asyncio.get_running_loop().create_task(to_thread.run_sync(lambda: _create(client, spec, name)))
         try:
-            created = await to_thread.run_sync(lambda: _create(client, spec, name))
+            created = await asyncio.shield(creating)
             channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
             await channel.attach()
             await to_thread.run_sync(lambda: client.start(created["Id"]))
         except BaseException as exc:
             with anyio.CancelScope(shield=True), suppress(*_EngineErrors):
+                await asyncio.wait([creating])
                 if channel is not None:
-                    channel.abandon()
-                await self._remove(name)
+                    await channel.abandon()
+                if creating.cancelled() or creating.exception() is None:
+                    await self._remove(name)
             if isinstance(exc, (*_EngineErrors, OSError)):
                 text = f"the Docker Engine could not start {entry.id}: {_short(exc)}"
                 raise errors.UpstreamUnavailable(text) from exc
@@ -166,7 +170,11 @@ class DockerRuntime:
             _, protocol = await loop.create_connection(
                 lambda: AttachProtocol(path, channel), parts.hostname or "localhost", parts.port or 2375
             )
-        await protocol.upgraded
+        try:
+            await protocol.upgraded
+        except BaseException:
+            protocol.abort()
+            raise
         return protocol
 
     def wait_for_exit(self, id: str) -> Answer:
@@ -181,7 +189,7 @@ class DockerRuntime:
         if client is None:
             return
         try:
-            await to_thread.run_sync(lambda: client.remove_container(name, force=True))
+            await to_thread.run_sync(lambda: client.remove_container(name, v=True, force=True))
         except docker.errors.APIError as exc:
             if exc.status_code == 409:
                 # The engine is removing it already, because it ended: gone is when that is done.
@@ -226,6 +234,8 @@ class DockerChannel(LineChannel):
         self._exit: Answer | None = None
         self._explaining: asyncio.Task[None] | None = None
         self._closing = False
+        self._abandoned = False
+        """Its start failed: nobody waits for the reason of its end."""
 
     async def attach(self) -> None:
         self._exit = self._runtime.wait_for_exit(self._id)
@@ -233,7 +243,9 @@ class DockerChannel(LineChannel):
 
     def end(self, reason: str) -> None:
         """The attach stream is over; find out why before telling the receiver."""
-        if self._explaining is None and not self.ended.is_set():
+        if self._abandoned:
+            super().end(reason)
+        elif self._explaining is None and not self.ended.is_set():
             self._explaining = asyncio.get_running_loop().create_task(self._explain(reason))
 
     async def _explain(self, reason: str) -> None:
@@ -254,9 +266,15 @@ class DockerChannel(LineChannel):
             return f"its program {what} in {self.detail['image']} (exit code {code}); look at command and args"
         return f"its container ended with exit code {code}"
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
+        self._abandoned = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if self._protocol is not None:
             self._protocol.abort()
+        if self._explaining is not None:
+            await asyncio.gather(self._explaining, return_exceptions=True)
 
     async def close(self) -> None:
         self._closing = True
@@ -270,9 +288,7 @@ class DockerChannel(LineChannel):
             await self._runtime.remove(self._name)
         except errors.UpstreamUnavailable as exc:
             self.log.write("gateway", str(exc))
-        self.abandon()
-        if self._explaining is not None:
-            await asyncio.gather(self._explaining, return_exceptions=True)
+        await self._disconnect()
 
 
 def _create(client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:

@@ -301,15 +301,15 @@ class Answer:
             self._parts.append(data)
 
     def done(self) -> None:
-        if not self._finished.done():
-            if self._room < 0:
-                self._finished.set_exception(HttpFailure("the answer is too large", sent=True))
-            else:
-                self._finished.set_result(None)
+        if self._room < 0:
+            self.failed(HttpFailure("the answer is too large", sent=True))
+        elif not self._finished.done():
+            self._finished.set_result(None)
 
     def failed(self, failure: HttpFailure) -> None:
         if not self._finished.done():
             self._finished.set_exception(failure)
+            self._finished.exception()  # nobody may be waiting any more; that is not an accident to report
 
     async def content(self) -> bytes:
         """The whole body.

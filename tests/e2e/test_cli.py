@@ -148,7 +148,7 @@ def test_without_a_gateway_a_call_brings_its_own_and_leaves_nothing(learnt_state
     alone = RunningGateway(learnt_state, runtime="docker")
     done = lockgate("tools", "call", CALL, TOKYO, state=learnt_state, runtime="docker")
     assert json.loads(printed(done))["timezone"] == "Asia/Tokyo"
-    assert alone.containers(all=True) == []
+    eventually("no container is left", lambda: not alone.containers(all=True), SEEN_S)
     assert not (learnt_state / "gateway.json").exists()
     assert [line["name"] for line in alone.audit()] == [CALL]
     done = lockgate("tools", "list", "--json", state=learnt_state, runtime="docker")
@@ -183,7 +183,7 @@ def test_check_start_starts_each_server_and_fails_for_one_that_does_not(
     assert rows["server small"]["finding"] == "1 tools, MCP 2025-11-25, docker"
     assert not rows["server gone"]["ok"]
     assert "its program was not found" in rows["server gone"]["finding"]
-    assert RunningGateway(state).containers(all=True) == []
+    eventually("no container is left", lambda: not RunningGateway(state).containers(all=True), SEEN_S)
 
 
 def test_check_names_what_is_missing_and_settings_that_are_wrong(state: Path) -> None:
@@ -316,7 +316,7 @@ def test_stdio_without_a_gateway_is_one_and_takes_its_servers_with_it(
     else:
         stdio.stdin.close()
     assert stdio.wait(SEEN_S) == (128 + signal.SIGTERM if end == "SIGTERM" else 0)
-    assert own.containers(all=True) == []
+    eventually("no container is left", lambda: not own.containers(all=True), SEEN_S)
 
 
 # -- what a terminal is given --------------------------------------------------------------------

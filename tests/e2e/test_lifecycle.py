@@ -214,7 +214,7 @@ def test_a_container_killed_in_mid_call_costs_that_call_only(docker_gateway: Run
             return attempt.text == "Echo: after"
 
         eventually("the next call works", works_again, SEEN_S)
-        assert not exists(container)
+        eventually("the killed container is gone", lambda: not exists(container), SEEN_S)
         assert len(docker_gateway.containers_of("everything")) == 1
 
 
@@ -260,7 +260,7 @@ def test_a_new_gateway_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     eventually("the polite server is gone", lambda: not exists(polite), SEEN_S)
     assert exists(stubborn)
     with RunningGateway(tmp_path / "state", runtime="docker", catalog=catalog) as second:
-        assert not exists(stubborn)
+        eventually("the stubborn server is gone", lambda: not exists(stubborn), SEEN_S)
         assert second.containers(all=True) == []
 
 

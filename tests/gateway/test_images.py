@@ -24,6 +24,7 @@ from gateway.errors import ImageError
 from gateway.image_recipes import UID, base_tag, server_recipe
 from gateway.images import Image, ImageStore
 from gateway.reachability import DEFAULT_REGISTRY, UNREACHABLE_FOR_S, Reachability, registry_address
+from tests.servers import until
 
 TIME = Entry(
     id="time",
@@ -123,8 +124,9 @@ def files_of(engine: docker.DockerClient, image: Image) -> Iterator[tuple[str, b
 
 
 def build_containers(engine: docker.DockerClient) -> list[str]:
-    found = engine.containers.list(all=True, filters={"name": "lockgate-build-"})
-    return [str(container.name) for container in found]
+    # Only the list: the other call inspects each one, and fails for those that are gone by then.
+    found = engine.api.containers(all=True, filters={"name": "lockgate-build-"})
+    return [name for one in found for name in one["Names"]]
 
 
 @pytest.mark.docker
@@ -242,7 +244,7 @@ async def test_a_failed_build_repeats_the_installer_and_leaves_no_container(
     entry = TIME.model_copy(update={"package": package})
     with pytest.raises(ImageError, match=r"(?s)the installer said:.*mcp-server-time==1900\.1\.1"):
         await ImageStore(cache_dir).ensure(entry, progress=silent)
-    assert build_containers(engine) == []
+    await until(lambda: not build_containers(engine), "the container is gone")
 
 
 @pytest.mark.docker
@@ -279,7 +281,7 @@ async def test_a_cancelled_build_leaves_no_container_and_no_image(engine: docker
             while not build_containers(engine):
                 await anyio.sleep(0.05)
         tasks.cancel_scope.cancel()
-    assert build_containers(engine) == []
+    await until(lambda: not build_containers(engine), "the container is gone")
     assert engine.images.list(server_recipe(entry, entry.package).tag) == []
 
 
