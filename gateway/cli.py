@@ -12,8 +12,9 @@ import typer
 from catalog import CatalogError
 from engine import EngineError
 from gateway import __version__, errors
-from gateway.commands import agent, catalog, check, image, model, serve, server, stdio, tools
+from gateway.commands import agent, catalog, check, client, image, model, serve, server, stdio, tools
 from gateway.commands.running import shown
+from gateway.connect import DocumentError
 
 app = typer.Typer(
     name="lockgate",
@@ -30,6 +31,7 @@ app.add_typer(server.app, name="server", help="See and control the servers behin
 app.add_typer(image.app, name="image", help="Build local images of catalogue entries.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")
+app.add_typer(client.app, name="client", help="Connect agent clients such as Claude, Cursor and VS Code.")
 app.add_typer(catalog.app, name="catalog", help="Check and search the catalogue.")
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     """The `lockgate` command."""
     try:
         app()
-    except (errors.GatewayError, CatalogError, EngineError) as exc:
+    except (errors.GatewayError, CatalogError, EngineError, DocumentError) as exc:
         usage = isinstance(exc, errors.SettingsError | CatalogError)
         typer.echo(f"lockgate: {shown(str(exc))}", err=True)
         sys.exit(2 if usage else 1)

@@ -5,7 +5,6 @@ Knows what to print; the gateway itself is gateway.py."""
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
 import signal
@@ -87,12 +86,11 @@ def _print_screen(gateway: Gateway, running: Running, model_line: str) -> None:
         out.print("  " + first_line(f"{state} {id:20} {runtime:32} {count}", 116))
     command = Path(shutil.which("lockgate") or sys.argv[0]).absolute()
     out.print("Connect", style="bold")
-    out.print(f"  Claude Code     claude mcp add --transport http lockgate {url}")
-    out.print(f'  Cursor          ~/.cursor/mcp.json:        {{"mcpServers": {{"lockgate": {{"url": "{url}"}}}}}}')
-    vs_code = json.dumps({"servers": {"lockgate": {"type": "http", "url": url}}})
-    out.print(f"  VS Code         .vscode/mcp.json:          {vs_code}")
-    out.print("  Claude Desktop  claude_desktop_config.json:")
-    out.print(f'                  {{"mcpServers": {{"lockgate": {{"command": "{command}", "args": ["stdio"]}}}}}}')
+    out.print(f"  Claude Code     {command} client connect claude-code")
+    out.print(f"  Claude Desktop  {command} client connect claude-desktop")
+    out.print(f"  Cursor          {command} client connect cursor")
+    out.print(f"  VS Code         {command} client connect vscode")
+    out.print(f"  others          {command} client list; by hand: Streamable HTTP at {url}")
     out.print("Try", style="bold")
     out.print(f'  {command} agent run "What time is it in Tokyo right now?"')
     out.print("Ctrl-C stops the gateway and every server it started.")
