@@ -9,6 +9,8 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Raw
 
+from gateway.wire import strict
+
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
 METHOD_NOT_FOUND: Final = -32601
@@ -99,6 +101,20 @@ def decode(message: bytes | Raw) -> Envelope:
     params = bytes(envelope.params)[:1]
     if params not in (b"", b"{"):
         raise WireError(INVALID_REQUEST, "params must be an object", identifier or b"null")
+    return envelope
+
+
+def decode_from_client(message: bytes | Raw) -> Envelope:
+    """Read one message of a client's, which must leave no parser a choice.
+
+    Raises:
+        WireError: as `decode`, or JSON that parsers may read differently.
+    """
+    envelope = decode(message)
+    try:
+        strict.check(bytes(message))
+    except strict.Ambiguous as exc:
+        raise WireError(PARSE_ERROR, f"JSON that parsers may read differently: {exc}") from exc
     return envelope
 
 

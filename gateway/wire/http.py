@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from msgspec import Raw
 from starlette.types import Receive, Scope, Send
 
 from catalog import Profile
@@ -210,7 +211,7 @@ class McpEndpoint:
 
     async def _open(self, profile: Profile, principal: Principal, body: bytes, send: Send) -> None:
         try:
-            incoming = envelope.decode(body)
+            incoming = envelope.decode_from_client(body)
         except WireError as exc:
             await _answer(send, 400, envelope.error(exc.id, exc.code, exc.message))
             return
@@ -235,10 +236,14 @@ class McpEndpoint:
         stream = _ResponseStream(send, may_stream, session)
         session.open += 1
         try:
-            if body.lstrip()[:1] == b"[":
-                answer = await self._batch(session, body, stream)
-            else:
-                answer = await session.era.message(body, stream.send)
+            try:
+                if body.lstrip()[:1] == b"[":
+                    answer = await self._batch(session, body, stream)
+                else:
+                    answer = await session.era.message(envelope.decode_from_client(body), stream.send)
+            except WireError as exc:
+                await _answer(send, 400, envelope.error(exc.id, exc.code, exc.message))
+                return
             if answer is None:
                 await _answer(send, 202, b"")
             else:
@@ -251,14 +256,18 @@ class McpEndpoint:
     async def _batch(session: HttpSession, body: bytes, stream: _ResponseStream) -> bytes | None:
         """Batches exist in revision 2025-03-26 only (basic/index, "Batching")."""
         if session.era.revision != "2025-03-26":
-            return envelope.error(b"null", envelope.INVALID_REQUEST, "batches are not part of this protocol revision")
-        try:
-            members = envelope.decode_batch(body)
-        except WireError as exc:
-            return envelope.error(exc.id, exc.code, exc.message)
+            raise WireError(envelope.INVALID_REQUEST, "batches are not part of this protocol revision")
+        members = envelope.decode_batch(body)
         if not 0 < len(members) <= MAX_BATCH:
-            return envelope.error(b"null", envelope.INVALID_REQUEST, f"a batch holds 1 to {MAX_BATCH} messages")
-        answers = await asyncio.gather(*(session.era.message(member, stream.send) for member in members))
+            raise WireError(envelope.INVALID_REQUEST, f"a batch holds 1 to {MAX_BATCH} messages")
+
+        async def answered(member: Raw) -> bytes | None:
+            try:
+                return await session.era.message(envelope.decode_from_client(member), stream.send)
+            except WireError as exc:
+                return envelope.error(exc.id, exc.code, exc.message)
+
+        answers = await asyncio.gather(*map(answered, members))
         given = [answer for answer in answers if answer is not None]
         return b"[" + b",".join(given) + b"]" if given else None
 
@@ -278,7 +287,7 @@ class McpEndpoint:
             await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
             return
         try:
-            incoming = envelope.decode(body)
+            incoming = envelope.decode_from_client(body)
         except WireError as exc:
             await _answer(send, 400, envelope.error(exc.id, exc.code, exc.message))
             return

@@ -253,12 +253,8 @@ class LegacySession(Caller):
                 self._cancelled.add(id)
                 task.cancel()
 
-    async def message(self, message: bytes | Raw, send: Send) -> bytes | None:
+    async def message(self, incoming: Envelope, send: Send) -> bytes | None:
         """Any one message: the answer to a request, None for what needs no answer."""
-        try:
-            incoming = envelope.decode(message)
-        except WireError as exc:
-            return envelope.error(exc.id, exc.code, exc.message)
         match incoming.kind:
             case "request":
                 return await self.request(incoming, send)

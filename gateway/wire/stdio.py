@@ -93,8 +93,8 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
     async def send(message: bytes) -> None:
         streams.write(message)
 
-    async def answer_legacy(line: bytes) -> None:
-        reply = await session.message(line, send)
+    async def answer_legacy(incoming: Envelope) -> None:
+        reply = await session.message(incoming, send)
         if reply is not None:
             streams.write(reply)
 
@@ -110,14 +110,14 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
         async for line in streams.messages():
             count += 1
             try:
-                incoming = envelope.decode(line)
+                incoming = envelope.decode_from_client(line)
             except WireError as exc:
                 streams.write(envelope.error(exc.id, exc.code, exc.message))
                 continue
             if era is None and incoming.kind == "request":
                 era = "modern" if _is_modern(incoming) else "legacy"
             if era != "modern":
-                start(b"#%d" % count, answer_legacy(line))
+                start(b"#%d" % count, answer_legacy(incoming))
             elif incoming.kind == "request":
                 start(bytes(incoming.id), answer_modern(incoming))
             elif incoming.method == "notifications/cancelled":

