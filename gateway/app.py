@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -91,9 +92,12 @@ class Mcp:
         await self._endpoint.serve(profile, scope, receive, send)
 
 
+_LOCAL: Final = Principal("local")
+
+
 def loopback_principal(scope: Scope) -> Principal:
     """Everybody who reaches a loopback listener is the local user."""
-    return Principal("local")
+    return _LOCAL
 
 
 async def _health(request: Request) -> Response:

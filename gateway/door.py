@@ -26,6 +26,7 @@ from gateway.surface import Surface, Target
 from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
+from gateway.wire.meta import LOG_LEVELS
 from policies import Action, PolicyEngine, Principal, Request
 
 _log: Final = logging.getLogger(__name__)
@@ -83,8 +84,6 @@ ROUTES: Final[Mapping[str, _Route]] = {
     "resources/read": _Route("read", RESOURCES),
     "completion/complete": _Route("complete", PROMPTS),
 }
-LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-"""RFC 5424 severities, least severe first."""
 
 
 class Door:

@@ -99,6 +99,7 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_S,

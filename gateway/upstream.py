@@ -17,6 +17,7 @@ from gateway.wire import envelope, headers
 from gateway.wire.channel import Channel, Routing
 from gateway.wire.envelope import Envelope, Fields, WireError
 from gateway.wire.handshake import ServerFacts, legacy_meta, modern_meta, shake_hands
+from gateway.wire.meta import onward
 from gateway.wire.revisions import Era
 
 PROGRESS: Final = "notifications/progress"
@@ -243,12 +244,17 @@ class Upstream:
         raw_meta = members.get("_meta")
         if raw_meta is None and self._era == "legacy":
             return None
+        facts = caller or CallerFacts()
+        if self._era == "modern":
+            known = _onward(raw_meta, self._revision, facts)
+            if known is not None:
+                members["_meta"] = known
+                return None
         meta = envelope.fields(raw_meta) if raw_meta is not None else {}
         token = meta.get("progressToken")
         if token is not None:
             meta["progressToken"] = envelope.raw(id)
         if self._era == "modern":
-            facts = caller or CallerFacts()
             meta = modern_meta(meta, self._revision, facts.capabilities, facts.log_level)
         else:
             meta = legacy_meta(meta)
@@ -481,6 +487,10 @@ class Upstream:
             if cursor is None or bytes(cursor) == b"null":
                 return
         raise errors.UpstreamInvalid(f"server {self.server} gave more than {MAX_PAGES} pages for {method}")
+
+
+def _onward(meta: Raw | None, revision: str, facts: CallerFacts) -> Raw | None:
+    return onward(bytes(meta) if meta is not None else b"{}", revision, bytes(facts.capabilities), facts.log_level)
 
 
 def _error_parts(error: bytes | None) -> tuple[int, str, bytes]:

@@ -41,7 +41,7 @@ def encode(value: str) -> str:
 
 def decode(value: str) -> str | None:
     """The value behind a header; None for a malformed sentinel, which then equals nothing."""
-    found = _SENTINEL.fullmatch(value)
+    found = _SENTINEL.fullmatch(value) if value[:1] == "=" else None
     if found is None:
         return value
     try:

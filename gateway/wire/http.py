@@ -45,6 +45,7 @@ _STATUS: Final[Mapping[int, int]] = {
     envelope.METHOD_NOT_FOUND: 404,
 }
 """HTTP status by JSON-RPC error code (MCP 2026-07-28, basic/transports); everything else is 200."""
+_LEGACY: Final = frozenset(revision.encode() for revision in REVISIONS)
 _JSON: Final = (b"content-type", b"application/json")
 _SSE: Final = (
     (b"content-type", b"text/event-stream"),
@@ -276,9 +277,11 @@ class McpEndpoint:
     async def _post_modern(
         self, profile: Profile, principal: Principal, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        given: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
-            given.setdefault(name, []).append(value)
+        given = {name: [value] for name, value in scope["headers"]}
+        if len(given) != len(scope["headers"]):
+            given = {}
+            for name, value in scope["headers"]:
+                given.setdefault(name, []).append(value)
         if given.get(b"content-type", [b""])[0].partition(b";")[0].strip().lower() != b"application/json":
             await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
             return
@@ -456,8 +459,8 @@ class _DisconnectWatch:
 
 def _is_modern(headers: Mapping[bytes, bytes]) -> bool:
     """Requests that name a revision without sessions, or one we never heard of, take the modern path and its errors."""
-    revision = headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip()
-    return bool(revision) and revision not in REVISIONS
+    revision = headers.get(b"mcp-protocol-version", b"").strip()
+    return bool(revision) and revision not in _LEGACY
 
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:

@@ -17,11 +17,12 @@ from catalog import Profile
 from gateway import __version__, bridge, door, errors
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired, Resume
-from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
+from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import Lease
 from gateway.upstream import LOG, Notice, Reply
 from gateway.wire import envelope, revisions
 from gateway.wire.envelope import Envelope, WireError
+from gateway.wire.meta import LOG_LEVELS
 from policies import Principal
 
 _log: Final = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from catalog import Profile
 from gateway import __version__, bridge, door, errors
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired
-from gateway.door import LISTS, LOG_LEVELS, ROUTES, Caller, Door
+from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import ALL_CAPABILITIES, Lease
 from gateway.upstream import LOG, Notice
-from gateway.wire import envelope, headers, revisions
+from gateway.wire import envelope, headers, meta, revisions
 from gateway.wire.envelope import Envelope, Fields, WireError
 from policies import Principal
 
@@ -123,32 +123,16 @@ class ModernEra:
         Raises:
             Rejected: `_meta` or a header is missing or wrong; in the order the specification gives.
         """
-        raw_meta = members.get("_meta", envelope.ABSENT)
-        if bytes(raw_meta)[:1] != b"{":
-            raise Rejected(envelope.INVALID_PARAMS, "params._meta must be an object with the required request keys")
-        meta = envelope.fields(raw_meta)
-        for key in (revisions.PROTOCOL_VERSION, revisions.CLIENT_CAPABILITIES):
-            if key not in meta:
-                raise Rejected(envelope.INVALID_PARAMS, f"params._meta lacks {key}")
-        version = envelope.text(meta[revisions.PROTOCOL_VERSION], revisions.PROTOCOL_VERSION)
+        facts = meta.read(bytes(members.get("_meta", envelope.ABSENT)))
+        if isinstance(facts, meta.Problem):
+            raise Rejected(*facts)
         if given is not None:
-            _check_headers(method, members, version, given)
-        if version not in revisions.MODERN:
-            data = {"supported": list(revisions.MODERN), "requested": version[:32]}
-            raise Rejected(envelope.UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version", data)
-        if bytes(meta[revisions.CLIENT_CAPABILITIES])[:1] != b"{":
-            raise Rejected(envelope.INVALID_PARAMS, f"{revisions.CLIENT_CAPABILITIES} must be an object")
-        caller = ModernCaller(principal, profile)
-        caller.capabilities = envelope.fields(meta[revisions.CLIENT_CAPABILITIES])
-        info = meta.get(revisions.CLIENT_INFO)
-        if info is not None and bytes(info)[:1] == b"{":
-            name = envelope.fields(info).get("name")
-            caller.client = envelope.text(name, "clientInfo.name")[:128] if name is not None else ""
-        level = meta.get(revisions.LOG_LEVEL)
-        if level is not None:
-            caller.log_level = envelope.text(level, revisions.LOG_LEVEL)
-            if caller.log_level not in LOG_LEVELS:
-                raise Rejected(envelope.INVALID_PARAMS, f"{revisions.LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}")
+            _check_headers(method, members, facts.version, given)
+        if facts.problem is not None:
+            raise Rejected(*facts.problem)
+        caller = ModernCaller(principal, profile, facts.client)
+        caller.capabilities = facts.capabilities
+        caller.log_level = facts.log_level
         return caller
 
     # -- methods -----------------------------------------------------------------------------
@@ -322,15 +306,18 @@ class _ErrorReply(Exception):
 
 def _check_headers(method: str, members: Fields, version: str, given: HeaderValues) -> None:
     """The headers that repeat the body must be there once and say the same."""
-    expected: list[tuple[bytes, str]] = [(b"mcp-protocol-version", version), (b"mcp-method", method)]
+    _check_header(b"mcp-protocol-version", version, given)
+    _check_header(b"mcp-method", method, given)
     member = headers.NAME_OF.get(method)
     if member is not None and member in members:
-        expected.append((b"mcp-name", envelope.text(members[member], member)))
-    for name, value in expected:
-        values = given.get(name, [])
-        if len(values) != 1 or headers.decode(values[0].decode("latin-1").strip()) != value:
-            text = f"header {name.decode()} is missing, repeated, or does not equal the request"
-            raise Rejected(envelope.HEADER_MISMATCH, text)
+        _check_header(b"mcp-name", envelope.text(members[member], member), given)
+
+
+def _check_header(name: bytes, value: str, given: HeaderValues) -> None:
+    values = given.get(name, ())
+    if len(values) != 1 or headers.decode(values[0].decode("latin-1").strip()) != value:
+        text = f"header {name.decode()} is missing, repeated, or does not equal the request"
+        raise Rejected(envelope.HEADER_MISMATCH, text)
 
 
 def _uris(wanted: Fields) -> list[Raw]:
