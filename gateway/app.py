@@ -24,8 +24,8 @@ from policies import Principal
 
 
 class Front:
-    """Refuses, on every route and before any body is read, what a page in a browser could have sent here; then passes
-    the default MCP endpoint straight on and everything else to the router.
+    """Refuses, on every route and before any body is read, what a page in a browser could have sent here, and bodies
+    that are packed; then passes the default MCP endpoint straight on and everything else to the router.
 
     Host must be a loopback name (DNS rebinding), and Origin, if any, too (MCP 2025-11-25, basic/transports,
     "Security Warning").
@@ -36,24 +36,28 @@ class Front:
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _local(scope):
-            await PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)(scope, receive, send)
+        if scope["type"] == "http" and (refusal := _refusal(scope)) is not None:
+            await refusal(scope, receive, send)
             return
         # The router costs a tenth of a call's time, and nearly every request is one of these.
         app = self._mcp if scope["type"] == "http" and scope["path"] == "/mcp" else self._router
         await app(scope, receive, send)
 
 
-def _local(scope: Scope) -> bool:
+def _refusal(scope: Scope) -> Response | None:
     hosts = 0
+    foreign = False
     for name, value in scope["headers"]:
         if name == b"host":
             hosts += 1
-            if not _names_loopback(b"//" + value):
-                return False
-        elif name == b"origin" and not (value.startswith((b"http://", b"https://")) and _names_loopback(value)):
-            return False
-    return hosts == 1
+            foreign = foreign or not _names_loopback(b"//" + value)
+        elif name == b"origin":
+            foreign = foreign or not (value.startswith((b"http://", b"https://")) and _names_loopback(value))
+        elif name == b"content-encoding" and not foreign and hosts:
+            return PlainTextResponse("Content-Encoding is not accepted; send the body as it is\n", 415)
+    if foreign or hosts != 1:
+        return PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)
+    return None
 
 
 @lru_cache(maxsize=256)

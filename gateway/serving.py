@@ -9,13 +9,14 @@ import gc
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import uvicorn
+from starlette.types import Scope
 
 from catalog import Profile
 from gateway import errors
@@ -26,6 +27,7 @@ from gateway.settings import Settings
 from gateway.wire.http import McpEndpoint
 from gateway.wire.modern import ModernEra
 from gateway.wire.stdio import serve_socket
+from policies import Principal
 
 RUN_FILE: Final = "gateway.json"
 SOCKET: Final = "stdio.sock"
@@ -51,13 +53,13 @@ class Service:
 
     def __init__(self, running: Running, server: uvicorn.Server, endpoint: McpEndpoint) -> None:
         self.running = running
+        self.endpoint = endpoint
         self._server = server
-        self._endpoint = endpoint
         self._ended = asyncio.Event()
 
     def stop(self) -> None:
         """Accept nothing new, end listening streams (uvicorn would wait for them), let open calls finish briefly."""
-        self._endpoint.close()
+        self.endpoint.close()
         self._server.should_exit = True
 
     async def wait(self) -> None:
@@ -80,8 +82,10 @@ class _QuietServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(gateway: Gateway) -> AsyncIterator[Service]:
-    """Serve an entered gateway for the length of the body.
+async def served(
+    gateway: Gateway, principal_of: Callable[[Scope], Principal] = loopback_principal
+) -> AsyncIterator[Service]:
+    """Serve an entered gateway for the length of the body. `principal_of` says who makes a request.
 
     Raises:
         SettingsError: the port is taken.
@@ -91,7 +95,7 @@ async def served(gateway: Gateway) -> AsyncIterator[Service]:
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     running = Running(f"http://{host}:{port}", os.getpid(), secrets.token_hex(32), settings.profile)
-    endpoint = McpEndpoint(gateway.door, loopback_principal)
+    endpoint = McpEndpoint(gateway.door, principal_of)
     config = uvicorn.Config(
         create_app(gateway, endpoint, running.admin_token),
         lifespan="off",

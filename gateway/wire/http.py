@@ -5,7 +5,6 @@ Knows HTTP, streams and session ids; methods belong to the era behind it, which 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -16,23 +15,16 @@ from catalog import Profile
 from gateway.door import Door
 from gateway.wire import envelope, sse
 from gateway.wire.envelope import WireError
-from gateway.wire.legacy import REVISIONS, LegacySession
+from gateway.wire.legacy import REVISIONS
 from gateway.wire.modern import ModernEra
+from gateway.wire.sessions import EventLog, Full, HttpSession, Place, Places, Sessions
 from policies import Principal
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
-MAX_SESSIONS: Final = 10_000
-SESSION_IDLE_S: Final = 1800.0
-MAX_EVENTS: Final = 1000
-MAX_LOG_BYTES: Final = 4 * 1024 * 1024
-MAX_LOGS: Final = 32
-"""What is kept of each stream, and how many streams of a session, for clients that come back."""
-RETRY_MS: Final = 1000
 PRIMED_FROM: Final = "2025-11-25"
 """Older clients may not expect an event without a message."""
 MAX_BATCH: Final = 100
-KEEP_ALIVE_S: Final = 25.0
-
+RETRY_AFTER_S: Final = 1
 WATCH_AFTER_S: Final = 0.05
 
 _STATUS: Final[Mapping[int, int]] = {
@@ -54,128 +46,51 @@ _SSE: Final = (
 )
 
 
-class EventLog:
-    """The events of one stream, kept for a client that loses the connection and comes back with Last-Event-ID.
-
-    Ids are `STREAM-NUMBER`. Bounded: the oldest events go first.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.finished = False
-        self.sent = 0
-        """The number of the last event handed to a connection."""
-        self._last = 0
-        self._events: deque[tuple[int, bytes]] = deque()
-        self._bytes = 0
-        self._wake = asyncio.Event()
-
-    def add(self, message: bytes, *, last: bool = False) -> bytes:
-        """Keep a message and return it as an event."""
-        self._last += 1
-        event = sse.event(envelope.one_line(message), f"{self.name}-{self._last}".encode())
-        self._events.append((self._last, event))
-        self._bytes += len(event)
-        while (self._bytes > MAX_LOG_BYTES or len(self._events) > MAX_EVENTS) and len(self._events) > 1:
-            self._bytes -= len(self._events.popleft()[1])
-        self.finished = last
-        self._wake.set()
-        return event
-
-    def priming(self) -> bytes:
-        """The first event of a stream: an id to come back with, and when (MCP 2025-11-25, basic/transports)."""
-        return b"id: %b-0\nretry: %d\ndata: \n\n" % (self.name.encode(), RETRY_MS)
-
-    def since(self, number: int) -> bytes:
-        """Everything after an event, ready to send."""
-        self.sent = self._last
-        return b"".join(event for n, event in self._events if n > number)
-
-    async def more(self, number: int) -> bool:
-        """Wait for events after `number`, at most `KEEP_ALIVE_S`; False if none came."""
-        if self._last > number:
-            return True
-        if self.finished:
-            return False
-        self._wake.clear()
-        try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
-        return self._last > number
-
-    def end(self) -> None:
-        self.finished = True
-        self._wake.set()
-
-
-class HttpSession:
-    """A legacy session with its id, its listening stream and the streams that may be resumed."""
-
-    def __init__(self, door: Door, principal: Principal, profile: Profile) -> None:
-        self.era = LegacySession(door, principal, profile, self._keep)
-        self.id = self.era.id
-        self.last_used = asyncio.get_running_loop().time()
-        self.open = 0
-        """Requests and streams under way; a session in use does not idle."""
-        self.listening = False
-        self.outbox = EventLog("0")
-        """What belongs to no request; the listening stream sends it."""
-        self._logs: OrderedDict[str, EventLog] = OrderedDict()
-        self._count = 0
-
-    def _keep(self, message: bytes) -> None:
-        self.outbox.add(message)
-
-    def new_log(self) -> EventLog:
-        self._count += 1
-        log = self._logs[str(self._count)] = EventLog(str(self._count))
-        if len(self._logs) > MAX_LOGS:
-            self._logs.popitem(last=False)
-        return log
-
-    def find_log(self, event_id: str) -> tuple[EventLog, int] | None:
-        """The stream and event number behind a Last-Event-ID of this session."""
-        name, _, number = event_id.partition("-")
-        log = self.outbox if name == self.outbox.name else self._logs.get(name)
-        after = envelope.number(number.encode())
-        return (log, after) if log is not None and after is not None else None
-
-    def close(self) -> None:
-        for log in (self.outbox, *self._logs.values()):
-            log.end()
-        self.era.close()
-
-
 class McpEndpoint:
     """An ASGI application serving each profile at its path."""
 
     def __init__(self, door: Door, principal_of: Callable[[Scope], Principal]) -> None:
-        self._door = door
         self._principal_of = principal_of
-        self._sessions: dict[str, HttpSession] = {}
+        self.sessions = Sessions(door)
+        self.places = Places()
         self.modern = ModernEra(door)
 
     def close(self) -> None:
         """End every session and stream; called when the gateway shuts down."""
         self.modern.close()
-        for session in list(self._sessions.values()):
-            session.close()
-        self._sessions.clear()
+        self.sessions.close()
 
     async def serve(self, profile: Profile, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = _headers(scope)
         principal = self._principal_of(scope)
-        if _is_modern(headers):
-            if scope["method"] == "POST":
-                await self._post_modern(profile, principal, scope, receive, send)
-            else:
-                await _answer(send, 405, b"", ((b"allow", b"POST"),))
+        try:
+            place = self.places.enter(principal)
+        except Full as exc:
+            await _refuse_full(send, exc)
             return
-        match scope["method"]:
+        try:
+            headers = dict(scope["headers"])
+            if _is_modern(headers):
+                await self._serve_modern(profile, principal, place, scope, receive, send)
+            else:
+                await self._serve_legacy(profile, principal, place, scope["method"], headers, receive, send)
+        except Full as exc:
+            await _refuse_full(send, exc)
+        finally:
+            place.leave()
+
+    async def _serve_legacy(
+        self,
+        profile: Profile,
+        principal: Principal,
+        place: Place,
+        method: str,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        match method:
             case "POST":
-                await self._post(profile, principal, headers, receive, send)
+                await self._post(profile, principal, place, headers, receive, send)
             case "GET":
                 await self._get(profile, principal, headers, receive, send)
             case "DELETE":
@@ -189,6 +104,7 @@ class McpEndpoint:
         self,
         profile: Profile,
         principal: Principal,
+        place: Place,
         headers: Mapping[bytes, bytes],
         receive: Receive,
         send: Send,
@@ -196,13 +112,13 @@ class McpEndpoint:
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
             return
-        body = await _body(receive)
+        body = await _body(receive, place)
         if body is None:
             await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
             return
         id = headers.get(b"mcp-session-id", b"").decode("latin-1")
         if id:
-            session = self._find(id, principal, profile)
+            session = self.sessions.find(id, principal, profile)
             if session is None:
                 await _refuse(send, 404, envelope.INVALID_REQUEST, "Session not found; initialize again")
                 return
@@ -220,14 +136,10 @@ class McpEndpoint:
             text = "Mcp-Session-Id header is missing; begin with initialize"
             await _answer(send, 400, envelope.error(bytes(incoming.id) or b"null", envelope.INVALID_REQUEST, text))
             return
-        self._expire()
-        if len(self._sessions) >= MAX_SESSIONS:
-            await _refuse(send, 503, envelope.INTERNAL_ERROR, "too many sessions; try again later")
-            return
-        session = HttpSession(self._door, principal, profile)
+        session = self.sessions.new(principal, profile)
         answer = await session.era.request(incoming, _drop)
         if session.era.revision:
-            self._sessions[session.id] = session
+            self.sessions.add(session)
             await _answer(send, 200, answer, ((b"mcp-session-id", session.id.encode()),))
         else:
             await _answer(send, 400, answer)
@@ -274,9 +186,12 @@ class McpEndpoint:
 
     # -- modern POST -------------------------------------------------------------------------
 
-    async def _post_modern(
-        self, profile: Profile, principal: Principal, scope: Scope, receive: Receive, send: Send
+    async def _serve_modern(
+        self, profile: Profile, principal: Principal, place: Place, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        if scope["method"] != "POST":
+            await _answer(send, 405, b"", ((b"allow", b"POST"),))
+            return
         given = {name: [value] for name, value in scope["headers"]}
         if len(given) != len(scope["headers"]):
             given = {}
@@ -285,7 +200,7 @@ class McpEndpoint:
         if given.get(b"content-type", [b""])[0].partition(b";")[0].strip().lower() != b"application/json":
             await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
             return
-        body = await _body(receive)
+        body = await _body(receive, place)
         if body is None:
             await _refuse(send, 413, envelope.INVALID_REQUEST, f"body over {MAX_BODY_BYTES} bytes")
             return
@@ -313,7 +228,7 @@ class McpEndpoint:
             return
         finally:
             watch.stop()
-        await stream.finish(answer.message, _STATUS.get(answer.code, 200))
+        await stream.finish(answer.message, answer.status or _STATUS.get(answer.code, 200))
 
     # -- GET and DELETE ----------------------------------------------------------------------
 
@@ -325,7 +240,7 @@ class McpEndpoint:
         receive: Receive,
         send: Send,
     ) -> None:
-        session = self._find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
+        session = self.sessions.find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
         if session is None:
             known = b"mcp-session-id" in headers
             await _refuse(send, 404 if known else 400, envelope.INVALID_REQUEST, "no such session; initialize first")
@@ -349,29 +264,12 @@ class McpEndpoint:
             session.last_used = asyncio.get_running_loop().time()
 
     async def _delete(self, profile: Profile, principal: Principal, headers: Mapping[bytes, bytes], send: Send) -> None:
-        session = self._find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
+        session = self.sessions.find(headers.get(b"mcp-session-id", b"").decode("latin-1"), principal, profile)
         if session is None:
             await _refuse(send, 404, envelope.INVALID_REQUEST, "Session not found")
             return
-        del self._sessions[session.id]
-        session.close()
+        self.sessions.end(session)
         await _answer(send, 204, b"")
-
-    # -- sessions ----------------------------------------------------------------------------
-
-    def _find(self, id: str, principal: Principal, profile: Profile) -> HttpSession | None:
-        """A session of this very principal and profile; anybody else's looks like none at all."""
-        session = self._sessions.get(id)
-        if session is None or session.era.principal != principal or session.era.profile.name != profile.name:
-            return None
-        return session
-
-    def _expire(self) -> None:
-        oldest_allowed = asyncio.get_running_loop().time() - SESSION_IDLE_S
-        for id, session in list(self._sessions.items()):
-            if not session.open and session.last_used < oldest_allowed:
-                del self._sessions[id]
-                session.close()
 
 
 class _ResponseStream:
@@ -463,22 +361,24 @@ def _is_modern(headers: Mapping[bytes, bytes]) -> bool:
     return bool(revision) and revision not in _LEGACY
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
+async def _body(receive: Receive, place: Place) -> bytes | None:
+    """The whole request body, or None if it is over the limit.
 
-
-async def _body(receive: Receive) -> bytes | None:
-    """The whole request body, or None if it is over the limit."""
+    Raises:
+        Full: other requests hold too much already.
+    """
     event = await receive()
     body: bytes = event.get("body", b"")
     if not event.get("more_body"):
         return body if len(body) <= MAX_BODY_BYTES else None
     parts = [body]
     size = len(body)
+    place.hold(size)
     while event.get("more_body"):
         event = await receive()
         parts.append(event.get("body", b""))
         size += len(parts[-1])
+        place.hold(len(parts[-1]))
         if size > MAX_BODY_BYTES:
             return None
     return b"".join(parts)
@@ -503,3 +403,8 @@ async def _answer(send: Send, status: int, body: bytes, extra: tuple[tuple[bytes
 
 async def _refuse(send: Send, status: int, code: int, text: str) -> None:
     await _answer(send, status, envelope.error(b"null", code, text))
+
+
+async def _refuse_full(send: Send, full: Full) -> None:
+    body = envelope.error(b"null", envelope.INTERNAL_ERROR, str(full))
+    await _answer(send, full.status, body, ((b"retry-after", b"%d" % RETRY_AFTER_S),))

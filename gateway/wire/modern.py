@@ -29,7 +29,9 @@ _log: Final = logging.getLogger(__name__)
 LIST_TTL_MS: Final = 5_000
 """How long a client may keep a list; changes are announced to those who listen."""
 MAX_EVENTS: Final = 1000
+MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 MAX_LISTENERS: Final = 1024
+MAX_LISTENERS_OF_ONE: Final = 256
 MAX_WATCHED: Final = 256
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -44,19 +46,22 @@ _FLAGS: Final = {
 
 
 class Answer(NamedTuple):
-    """The end of a request: a whole JSON-RPC message, and the error code in it (0 for a result)."""
+    """The end of a request: a whole JSON-RPC message, the error code in it (0 for a result), and the HTTP status where
+    the code does not say it."""
 
     message: bytes
     code: int = 0
+    status: int = 0
 
 
 class Rejected(Exception):
     """A request that is wrong before anything is done: answered with this error."""
 
-    def __init__(self, code: int, message: str, data: object = None) -> None:
+    def __init__(self, code: int, message: str, data: object = None, *, status: int = 0) -> None:
         super().__init__(message)
         self.code = code
         self.data = data
+        self.status = status
 
 
 class ModernCaller(Caller):
@@ -90,7 +95,7 @@ class ModernEra:
             caller = self._caller(incoming.method, members, principal, profile, given)
             return Answer(envelope.result(id, await self._result(id, incoming, members, caller, given, send)))
         except Rejected as exc:
-            return Answer(envelope.error(id, exc.code, str(exc), exc.data), exc.code)
+            return Answer(envelope.error(id, exc.code, str(exc), exc.data), exc.code, exc.status)
         except WireError as exc:
             return Answer(envelope.error(id, exc.code, exc.message), exc.code)
         except _ErrorReply as exc:
@@ -220,8 +225,11 @@ class ModernEra:
     async def _listen(self, id: bytes, members: Fields, caller: ModernCaller, send: Send) -> bytes:
         """`subscriptions/listen`: acknowledge, then pass on what was asked for until the gateway or the client ends
         it."""
+        own = sum(1 for listener in self._listeners if listener.principal == caller.principal)
+        if own >= MAX_LISTENERS_OF_ONE:
+            raise Rejected(envelope.INTERNAL_ERROR, "you have too many listeners; end one first", status=429)
         if len(self._listeners) >= MAX_LISTENERS:
-            raise Rejected(envelope.INTERNAL_ERROR, "too many listeners; try again later")
+            raise Rejected(envelope.INTERNAL_ERROR, "there are too many listeners; try again later", status=503)
         wanted = envelope.fields(members.get("notifications", envelope.ABSENT))
         honoured: dict[str, object] = {flag: True for flag in _FLAGS if bytes(wanted.get(flag, b"")) == b"true"}
         uris = [envelope.text(raw, "resourceSubscriptions") for raw in _uris(wanted)]
@@ -257,17 +265,20 @@ class _Listener(ModernCaller):
         self._id = id
         self._methods = methods
         self._events: deque[bytes] = deque()
+        self._bytes = 0
         self._wake = asyncio.Event()
         self._ended = False
 
     def deliver(self, method: str, params: bytes) -> None:
         if method not in self._methods and method != door.UPDATED:
             return
-        if len(self._events) >= MAX_EVENTS:
+        if len(self._events) >= MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
             # A client that does not read is told so by the end of its stream; it asks again and lists again.
             self.end()
             return
-        self._events.append(self.stamped(method, envelope.fields(params)))
+        message = self.stamped(method, envelope.fields(params))
+        self._events.append(message)
+        self._bytes += len(message)
         self._wake.set()
 
     def lease(self) -> Lease | None:
@@ -280,7 +291,9 @@ class _Listener(ModernCaller):
     async def messages(self) -> Any:
         while True:
             while self._events:
-                yield self._events.popleft()
+                message = self._events.popleft()
+                self._bytes -= len(message)
+                yield message
             if self._ended:
                 return
             self._wake.clear()

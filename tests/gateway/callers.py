@@ -158,13 +158,22 @@ class Session:
         self.revision = revision
         self.id = ""
         self.hello: dict[str, Any] = {}
+        self.always: list[tuple[str, str]] = []
         self._count = 0
 
     @classmethod
     async def open(
-        cls, url: str, path: str = "/mcp", revision: str = "2025-11-25", capabilities: Any = None, name: str = "tester"
+        cls,
+        url: str,
+        path: str = "/mcp",
+        revision: str = "2025-11-25",
+        capabilities: Any = None,
+        name: str = "tester",
+        always: Headers = (),
     ) -> Self:
+        """`always` are headers of every request."""
         self = cls(Http(url), path, revision)
+        self.always = list(always)
         params = {"protocolVersion": revision, "capabilities": capabilities or {}}
         answer = await self.post(message("initialize", {**params, "clientInfo": {"name": name, "version": "1"}}, 0))
         assert answer.status == 200, answer
@@ -176,7 +185,7 @@ class Session:
 
     def headers(self, *more: tuple[str, str]) -> list[tuple[str, str]]:
         own = [("Mcp-Session-Id", self.id), ("MCP-Protocol-Version", self.revision)] if self.id else []
-        return [*own, *more]
+        return [*own, *self.always, *more]
 
     async def post(self, body: bytes, *headers: tuple[str, str]) -> Response:
         return await self.http.request("POST", self.path, body, self.headers(JSON, ACCEPT, *headers))
