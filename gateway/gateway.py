@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
 import anyio
+from anyio import to_thread
 
 from catalog import Catalog, Entry, Profile, find_shipped_catalog, load_catalog
 from gateway import errors
@@ -19,10 +19,12 @@ from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.door import Door
 from gateway.images import ImageStore
+from gateway.leftovers import remove_leftovers
 from gateway.listings import ListingStore
 from gateway.models import Models
 from gateway.packages import PackageStore
 from gateway.pool import Pool
+from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
 from gateway.runtimes.process import ProcessRuntime
@@ -56,12 +58,13 @@ class Gateway:
             state = self.settings.state_dir
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.callback(release_state, lock_state(state))
-            gateway_id = _gateway_id(state / "gateway-id")
+            self.run = stack.enter_context(Run(state))
+            await to_thread.run_sync(remove_leftovers, self.run, state, self.settings.cache_dir)
             self.audit = Audit(state / "audit.jsonl")
             self.audit.open()
             stack.callback(self.audit.close)
             self.door = Door(_policy(self.catalog), self.audit, page_size=self.settings.page_size)
-            await self._open_runtimes(stack, gateway_id)
+            await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.pool = Pool(
@@ -72,6 +75,8 @@ class Gateway:
                 self.door,
             )
             self.door.serve(self.pool)
+            if self.docker.reconciler is not None:
+                tasks.start_soon(self.docker.reconciler.watch)
             stack.callback(tasks.cancel_scope.cancel)
             self._stack = stack.pop_all()
         return self
@@ -80,12 +85,12 @@ class Gateway:
         # Every part bounds its own release, so the whole is bounded.
         await self._stack.aclose()
 
-    async def _open_runtimes(self, stack: AsyncExitStack, gateway_id: str) -> None:
+    async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         volumes = settings.state_dir / "volumes"
-        self.images = ImageStore(settings.cache_dir, docker_url=settings.docker_host)
-        self.docker = DockerRuntime(settings.docker_host, self.images, volumes, gateway_id)
-        self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes)
+        self.images = ImageStore(settings.cache_dir, docker_url=settings.docker_host, run=self.run)
+        self.docker = DockerRuntime(settings.docker_host, self.images, volumes, self.run)
+        self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run)
         self.remote = RemoteRuntime()
         if settings.runtime != "process":
             self.no_engine = await self.docker.probe()
@@ -152,12 +157,3 @@ def lock_state(state_dir: Path) -> int:
 
 def release_state(fd: int) -> None:
     os.close(fd)
-
-
-def _gateway_id(path: Path) -> str:
-    """The id that labels this state folder's containers, made once."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        path.write_text(secrets.token_hex(16) + "\n")
-        return path.read_text().strip()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -48,6 +49,8 @@ from gateway.indexes import PackageIndexes, current_indexes
 from gateway.installer import LAST_LINES, without_logins
 from gateway.reachability import Reachability, registry_address, split_address
 from gateway.rootfs import HostApt, make_rootfs, read_host_apt
+from gateway.runs import Run
+from gateway.runtimes.labels import BUILD_PREFIX
 
 if TYPE_CHECKING:
     from catalog import Entry, Package
@@ -69,6 +72,8 @@ in the user's cache folder."""
 _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 """What installing files as root takes. Only for Debian packages, dpkg gets Docker's default set."""
 _PARALLEL_BUILDS: Final = 2
+BUILDS: Final = "builds"
+"""Folder below the cache for what a running build mounts, each in a folder that begins with its run's mark."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,12 @@ class Image:
 class ImageStore:
     """Finds or makes the image of an entry. One pull or build per image at a time, across processes too."""
 
-    def __init__(self, cache_dir: Path, *, docker_url: str | None = None) -> None:
-        """`docker_url` as in DOCKER_HOST; None takes the environment's. Nothing is contacted yet."""
+    def __init__(self, cache_dir: Path, *, docker_url: str | None = None, run: Run | None = None) -> None:
+        """`docker_url` as in DOCKER_HOST; None takes the environment's. Nothing is contacted yet.
+
+        What a build leaves behind when this process is killed is found by names that `run` signs; without one nobody
+        looks for it."""
+        self._run = run
         self._cache_dir = cache_dir
         self._docker_url = docker_url
         self._reachability = Reachability()
@@ -233,7 +242,8 @@ class ImageStore:
     ) -> tuple[int, list[str], str | None]:
         """Exit status, last lines and, where the status is 0, the id of the committed image."""
         loop = asyncio.get_running_loop()
-        container_name = f"lockgate-build-{hashlib.sha256(recipe.tag.encode()).hexdigest()[:16]}"
+        unowned = f"{BUILD_PREFIX}{secrets.token_hex(8)}"
+        container_name = self._run.hold_build() if self._run is not None else unowned
         tail: deque[str] = deque(maxlen=LAST_LINES)
         given_up = threading.Event()
         """Set before the last removal: a thread that a cancellation left behind creates no container after it."""
@@ -243,7 +253,6 @@ class ImageStore:
             progress(line)
 
         def work(client: docker.DockerClient) -> tuple[int, str | None]:
-            _remove_container(client, container_name)  # one that a killed gateway left behind
             # The low-level call: the other declares each mount as a VOLUME, which would end up in the image.
             created = client.api.create_container(
                 base,
@@ -292,6 +301,8 @@ class ImageStore:
             raise ImageError(f"building {recipe.tag} took more than {BUILD_TIMEOUT_S:.0f} s") from exc
         finally:
             given_up.set()
+            if self._run is not None:
+                self._run.release(container_name)
             with anyio.move_on_after(REMOVE_TIMEOUT_S, shield=True):
                 await self._engine(lambda client: _remove_container(client, container_name))
         return status, list(tail), id_
@@ -305,9 +316,10 @@ class ImageStore:
     @contextmanager
     def _inputs_folder(self, files: dict[str, bytes]) -> Iterator[Path]:
         """A folder that holds the user's settings and logins for as long as one container runs."""
-        parent = self._cache_dir / "builds"
+        parent = self._cache_dir / BUILDS
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent))  # readable by its owner only
+        prefix = f"{self._run.mark}." if self._run is not None else None
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))  # readable by its owner only
         try:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
@@ -360,7 +372,7 @@ class ImageStore:
 
 def _remove_container(client: docker.DockerClient, name: str) -> None:
     try:
-        client.containers.get(name).remove(force=True)
+        client.containers.get(name).remove(v=True, force=True)
     except NotFound:
         return
     except APIError as exc:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,14 @@ class InstallerFailed(Exception):
 
     def __init__(self, reason: str, tail: Sequence[str]) -> None:
         super().__init__("\n    ".join([reason, *tail]))
+
+
+def _dying_with_us(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """The command, run so that the kernel kills it when this process dies; unchanged where util-linux is missing."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or shutil.which(argv[0], path=env.get("PATH")) is None:
+        return list(argv)
+    return [setpriv, "--pdeathsig", "KILL", "--", *argv]
 
 
 def without_logins(line: str) -> str:
@@ -57,7 +66,7 @@ async def run_installer(
     tail: deque[str] = deque(maxlen=LAST_LINES)
     try:
         process = await asyncio.create_subprocess_exec(
-            *argv,
+            *_dying_with_us(argv, env),
             env=dict(env),
             cwd=cwd,
             stdin=asyncio.subprocess.DEVNULL,

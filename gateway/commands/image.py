@@ -11,6 +11,7 @@ import typer
 from catalog import find_shipped_catalog, load_catalog
 from gateway.commands.running import AsJson, print_json, run, settings
 from gateway.images import ImageStore
+from gateway.runs import Run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,13 +26,14 @@ def build(
     wanted = settings()
     catalog = load_catalog(wanted.catalog or find_shipped_catalog())
     entries = [catalog.entry(id) for id in ids or catalog.profile(wanted.profile).servers]
-    images = ImageStore(wanted.cache_dir, docker_url=wanted.docker_host)
 
     async def work() -> list[dict[str, str]]:
         built = []
-        for entry in entries:
-            image = await images.build(entry, progress=lambda line: typer.echo(line, err=True), rebuild=rebuild)
-            built.append({"entry": entry.id, "image": image.reference, "id": image.id})
+        with Run(wanted.state_dir) as own:
+            images = ImageStore(wanted.cache_dir, docker_url=wanted.docker_host, run=own)
+            for entry in entries:
+                image = await images.build(entry, progress=lambda line: typer.echo(line, err=True), rebuild=rebuild)
+                built.append({"entry": entry.id, "image": image.reference, "id": image.id})
         return built
 
     result = run(work())

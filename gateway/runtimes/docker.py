@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +22,9 @@ from anyio import to_thread
 from catalog import Entry
 from gateway import errors
 from gateway.images import Image, ImageStore
+from gateway.runs import Run
 from gateway.runtimes.attach import AttachProtocol
+from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.runtimes.specification import Folder, specification
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
@@ -31,8 +32,6 @@ from gateway.wire.channel import Receiver
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
 from gateway.wire.lines import LineChannel
 
-LABEL_GATEWAY: Final = "lockgate.gateway"
-LABEL_SERVER: Final = "lockgate.server"
 CONTAINER_UID: Final = 65532
 """The user inside when the gateway itself runs as root; otherwise the gateway's own user, so that volumes fit."""
 ENGINE_TIMEOUT_S: Final = 60
@@ -46,17 +45,19 @@ _EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.Reque
 
 
 class DockerRuntime:
-    """Containers on one Docker Engine, all labelled with the id of this gateway's state folder."""
+    """Containers on one Docker Engine, all labelled and named by one run of a gateway."""
 
     name = "docker"
 
-    def __init__(self, docker_host: str, images: ImageStore, volumes: Path, gateway_id: str) -> None:
+    def __init__(self, docker_host: str, images: ImageStore, volumes: Path, run: Run) -> None:
         self._docker_host = docker_host
         self._images = images
         self._volumes = volumes
-        self._gateway_id = gateway_id
+        self._run = run
         self._client: docker.APIClient | None = None
         self._engine: HttpOrigin | None = None
+        self.reconciler: Reconciler | None = None
+        """Present once there is an engine; whoever owns the runtime runs its `watch`."""
 
     async def probe(self) -> str | None:
         """Connect to the engine and remove what a dead gateway with the same state folder left behind.
@@ -65,11 +66,12 @@ class DockerRuntime:
         """
         try:
             self._client = await to_thread.run_sync(self._connect)
-            await self.sweep()
-        except (*_EngineErrors, OSError) as exc:
-            self._client = None
+            self._engine = HttpOrigin(self._docker_host.replace("tcp://", "http://"))
+            self.reconciler = Reconciler(self._engine, self._run)
+            await self.reconciler.sweep()
+        except (*_EngineErrors, EngineSilent, OSError) as exc:
+            await self.aclose()
             return f"no Docker Engine at {self._docker_host}: {_short(exc)}"
-        self._engine = HttpOrigin(self._docker_host.replace("tcp://", "http://"))
         return None
 
     def _connect(self) -> docker.APIClient:
@@ -83,15 +85,6 @@ class DockerRuntime:
         probe.ping()
         probe.close()
         return docker.APIClient(base_url=self._docker_host, version="auto", timeout=ENGINE_TIMEOUT_S)
-
-    async def sweep(self) -> int:
-        """Remove every container labelled as ours; only right while no server of this gateway runs."""
-        client = self._require_client()
-        label = {"label": f"{LABEL_GATEWAY}={self._gateway_id}"}
-        found = await to_thread.run_sync(lambda: client.containers(all=True, filters=label))
-        for container in found:
-            await self._remove(container["Id"])
-        return len(found)
 
     def _require_client(self) -> docker.APIClient:
         if self._client is None:
@@ -113,13 +106,14 @@ class DockerRuntime:
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
         client = self._require_client()
         image = await self._image(entry, log)
-        name = f"lockgate-{entry.id.lower()}-{secrets.token_hex(4)}"
+        folders = self._folders(entry)
+        name = self._run.hold(entry.id)
         spec = specification(
             entry,
             image,
             user=self._user(),
-            folders=self._folders(entry),
-            labels={LABEL_GATEWAY: self._gateway_id, LABEL_SERVER: entry.id},
+            folders=folders,
+            labels=self._run.labels("container", name, entry.id),
         )
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
@@ -131,6 +125,7 @@ class DockerRuntime:
             await channel.attach()
             await to_thread.run_sync(lambda: client.start(created["Id"]))
         except BaseException as exc:
+            self._run.release(name)
             with anyio.CancelScope(shield=True), suppress(*_EngineErrors):
                 await asyncio.wait([creating])
                 if channel is not None:
@@ -199,16 +194,19 @@ class DockerRuntime:
 
     async def remove(self, name: str) -> None:
         """Remove a container whatever its state; engine errors are for the caller's log."""
+        self._run.release(name)
         try:
             await self._remove(name)
         except _EngineErrors as exc:
             raise errors.UpstreamUnavailable(f"container {name} could not be removed: {_short(exc)}") from exc
 
     async def aclose(self) -> None:
-        if self._engine is not None:
-            await self._engine.aclose()
-        if self._client is not None:
-            await to_thread.run_sync(self._client.close)
+        engine, client = self._engine, self._client
+        self._engine = self._client = self.reconciler = None
+        if engine is not None:
+            await engine.aclose()
+        if client is not None:
+            await to_thread.run_sync(client.close)
 
 
 class DockerChannel(LineChannel):

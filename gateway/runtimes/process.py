@@ -17,6 +17,7 @@ from typing import Final, cast
 from catalog import Entry
 from gateway import errors
 from gateway.packages import InstalledPackage, PackageStore
+from gateway.runs import MARK, Run
 from gateway.serverlog import ServerLog
 from gateway.wire.channel import Receiver
 from gateway.wire.lines import LineChannel, LineTooLong
@@ -40,7 +41,8 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, packages: PackageStore, volumes: Path) -> None:
+    def __init__(self, packages: PackageStore, volumes: Path, run: Run) -> None:
+        self._run = run
         self._packages = packages
         self._volumes = volumes
         self._bwrap = shutil.which("bwrap")
@@ -70,7 +72,7 @@ class ProcessRuntime:
         home = self._volumes / entry.id / "home"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = {"PATH": path, "HOME": "/tmp" if self._bwrap else str(home), "LANG": "C.UTF-8"}  # noqa: S108
-        env |= {**installed.env, **self._relocated_env(entry, folders)}
+        env |= {**installed.env, **self._relocated_env(entry, folders), MARK: self._run.mark}
         try:
             return await spawn(argv, env=env, cwd=str(home), receiver=receiver, log=log, label=self.label)
         except OSError as exc:

@@ -4,9 +4,8 @@ import asyncio
 import gc
 import itertools
 import os
-import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,10 @@ from catalog import Entry, Limits, Remote, Volume, find_shipped_catalog, load_ca
 from gateway.errors import UpstreamError, UpstreamUnavailable
 from gateway.images import ImageStore
 from gateway.packages import PackageStore
+from gateway.runs import Run
 from gateway.runtimes import Runtime
-from gateway.runtimes.docker import CONTAINER_UID, LABEL_GATEWAY, LABEL_SERVER, DockerRuntime
+from gateway.runtimes.docker import CONTAINER_UID, DockerRuntime
+from gateway.runtimes.labels import GATEWAY, SERVER
 from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
 from gateway.serverlog import ServerLog
@@ -82,8 +83,15 @@ def only_package(one: Entry) -> Entry:
     return one.model_copy(update={"image": None, "args": ()})
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """A run on a state folder of its own."""
+    with Run(tmp_path / "state") as entered:
+        yield entered
+
+
 @pytest.fixture(params=["local", "process", "remote", pytest.param("docker", marks=pytest.mark.docker)])
-async def case(request: pytest.FixtureRequest, tmp_path: Path, cache_dir: Path) -> AsyncIterator[Case]:
+async def case(request: pytest.FixtureRequest, tmp_path: Path, cache_dir: Path, run: Run) -> AsyncIterator[Case]:
     match request.param:
         case "local":
             local = LocalRuntime()
@@ -95,7 +103,7 @@ async def case(request: pytest.FixtureRequest, tmp_path: Path, cache_dir: Path) 
             yield Case(local, entry("good"), "echo", {"x": "y"}, "y", broken, local.processes, kill_process)
             await local.aclose()
         case "process":
-            process = ProcessRuntime(PackageStore(cache_dir), tmp_path / "volumes")
+            process = ProcessRuntime(PackageStore(cache_dir), tmp_path / "volumes", run)
             marked = LocalRuntime()  # finds children of this process
             time = only_package(SHIPPED.entry("time"))
 
@@ -124,15 +132,14 @@ async def case(request: pytest.FixtureRequest, tmp_path: Path, cache_dir: Path) 
                 await far.aclose()
         case "docker":
             client = engine()
-            id = f"test-{secrets.token_hex(8)}"
             url = os.environ.get("DOCKER_HOST") or Settings.docker_host
             images = ImageStore(cache_dir, docker_url=url)
-            containers = DockerRuntime(url, images, tmp_path / "volumes", id)
+            containers = DockerRuntime(url, images, tmp_path / "volumes", run)
             assert await containers.probe() is None
             time = only_package(SHIPPED.entry("time"))
 
             def left() -> list[Any]:
-                return list(client.containers(all=True, filters={"label": f"{LABEL_GATEWAY}={id}"}))
+                return list(client.containers(all=True, filters={"label": f"{GATEWAY}={run.gateway}"}))
 
             yield Case(
                 containers,
@@ -287,15 +294,17 @@ async def test_an_entry_the_runtime_cannot_run_is_refused(case: Case) -> None:
 
 @pytest.mark.node
 @pytest.mark.parametrize("kind", ["process", pytest.param("docker", marks=pytest.mark.docker)])
-async def test_what_a_server_writes_on_stderr_is_in_its_log(kind: str, tmp_path: Path, cache_dir: Path) -> None:
+async def test_what_a_server_writes_on_stderr_is_in_its_log(
+    kind: str, tmp_path: Path, cache_dir: Path, run: Run
+) -> None:
     everything = only_package(SHIPPED.entry("everything"))
     url = os.environ.get("DOCKER_HOST") or Settings.docker_host
     if kind == "docker":
         engine().close()
-        runtime: Any = DockerRuntime(url, ImageStore(cache_dir, docker_url=url), tmp_path, secrets.token_hex(8))
+        runtime: Any = DockerRuntime(url, ImageStore(cache_dir, docker_url=url), tmp_path, run)
         assert await runtime.probe() is None
     else:
-        runtime = ProcessRuntime(PackageStore(cache_dir), tmp_path)
+        runtime = ProcessRuntime(PackageStore(cache_dir), tmp_path, run)
     log = ServerLog()
     await runtime.prepare(everything, log)
     upstream = Upstream("x", log, call_timeout_s=DEADLINE_S, on_notification=lambda *_: None)
@@ -312,12 +321,11 @@ async def test_what_a_server_writes_on_stderr_is_in_its_log(kind: str, tmp_path:
 
 
 @pytest.mark.docker
-async def test_a_container_has_nothing_it_was_not_given(tmp_path: Path, cache_dir: Path) -> None:
+async def test_a_container_has_nothing_it_was_not_given(tmp_path: Path, cache_dir: Path, run: Run) -> None:
     client = engine()
     url = os.environ.get("DOCKER_HOST") or Settings.docker_host
-    id = f"test-{secrets.token_hex(8)}"
     images = ImageStore(cache_dir, docker_url=url)
-    runtime = DockerRuntime(url, images, tmp_path / "volumes", id)
+    runtime = DockerRuntime(url, images, tmp_path / "volumes", run)
     assert await runtime.probe() is None
     limits = Limits(memory_mib=200, cpus=0.5, pids=40, tmpfs_mib=32)
     time = (await as_published(images, SHIPPED.entry("time"))).model_copy(
@@ -369,8 +377,8 @@ async def test_a_container_has_nothing_it_was_not_given(tmp_path: Path, cache_di
     assert {"nofile", "core"} <= {limit["Name"] for limit in host["Ulimits"]}
     uid = os.getuid() or CONTAINER_UID
     assert config["User"].split(":")[0] == str(uid) != "0"
-    assert config["Labels"][LABEL_GATEWAY] == id
-    assert config["Labels"][LABEL_SERVER] == "time"
+    assert config["Labels"][GATEWAY] == run.gateway
+    assert config["Labels"][SERVER] == "time"
     assert "GREETING=hi" in config["Env"]
     inherited = {name for name in os.environ if len(os.environ[name]) > 3}
     assert not {one.partition("=")[0] for one in config["Env"]} & inherited - {"PATH", "HOME", "LANG", "GREETING"}
@@ -380,41 +388,11 @@ async def test_a_container_has_nothing_it_was_not_given(tmp_path: Path, cache_di
     assert (folder.stat().st_uid, oct(folder.stat().st_mode)[-3:]) == (uid, "700")
 
 
-@pytest.mark.docker
-async def test_a_new_gateway_removes_what_a_dead_one_left_and_nobody_elses(tmp_path: Path, cache_dir: Path) -> None:
-    client = engine()
-    url = os.environ.get("DOCKER_HOST") or Settings.docker_host
-    images = ImageStore(cache_dir, docker_url=url)
-    mine, theirs = f"test-{secrets.token_hex(8)}", f"test-{secrets.token_hex(8)}"
-    time = only_package(SHIPPED.entry("time"))
-    log = ServerLog()
-    channels = []
-    runtimes = [DockerRuntime(url, images, tmp_path / "volumes", id) for id in (mine, theirs)]
-    try:
-        for runtime in runtimes:
-            assert await runtime.probe() is None
-            await runtime.prepare(time, log)
-            upstream = Upstream("time", log, call_timeout_s=DEADLINE_S, on_notification=lambda *_: None)
-            channels.append(await runtime.start(time, upstream, log))
-            await upstream.open(channels[-1])
-        again = DockerRuntime(url, images, tmp_path / "volumes", mine)
-        assert await again.probe() is None
-        await again.aclose()
-        assert not client.containers(all=True, filters={"label": f"{LABEL_GATEWAY}={mine}"})
-        assert len(client.containers(filters={"label": f"{LABEL_GATEWAY}={theirs}"})) == 1
-    finally:
-        for channel in channels:
-            await channel.close()
-        for runtime in runtimes:
-            await runtime.aclose()
-        client.close()
-
-
 # The docker library leaves the socket of a failed connection to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_an_engine_that_is_not_there_is_reported_and_nothing_else_happens(tmp_path: Path) -> None:
+async def test_an_engine_that_is_not_there_is_reported_and_nothing_else_happens(tmp_path: Path, run: Run) -> None:
     url = f"unix://{tmp_path}/no.sock"
-    runtime = DockerRuntime(url, ImageStore(tmp_path, docker_url=url), tmp_path, "x")
+    runtime = DockerRuntime(url, ImageStore(tmp_path, docker_url=url), tmp_path, run)
     reason = await runtime.probe()
     assert reason is not None
     assert "no.sock" in reason
@@ -428,9 +406,9 @@ async def test_an_engine_that_is_not_there_is_reported_and_nothing_else_happens(
 
 
 async def test_a_sandboxed_process_sees_neither_the_gateways_files_nor_its_environment(
-    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache_dir: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = ProcessRuntime(PackageStore(cache_dir), tmp_path / "volumes")
+    runtime = ProcessRuntime(PackageStore(cache_dir), tmp_path / "volumes", run)
     if "bubblewrap" not in runtime.label:
         pytest.skip("no bubblewrap")
     monkeypatch.setenv("CANARY_SECRET", "s3cret")
