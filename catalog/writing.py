@@ -1,0 +1,32 @@
+"""Writing a catalog file: entries and profiles as YAML that the loader reads back to equal ones.
+
+Does not know where the text goes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from catalog.assembly import FORMAT_VERSION
+from catalog.entry import Entry
+from catalog.profile import Profile
+from catalog.yamltext import dump
+
+
+def write_catalog(entries: Iterable[Entry], profiles: Iterable[Profile] = ()) -> str:
+    """Return the text of a catalog file; what has its default is left out."""
+    document: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "servers": {entry.id: _members(entry, "id") for entry in entries},
+    }
+    if found := {profile.name: _members(profile, "name") for profile in profiles}:
+        document["profiles"] = found
+    return dump(document)
+
+
+def _members(part: BaseModel, name: str) -> Mapping[str, Any]:
+    # Through JSON: tuples become lists, and texts plain ones.
+    members: dict[str, Any] = json.loads(part.model_dump_json(exclude_defaults=True, exclude={name}))
+    return members
