@@ -1,7 +1,7 @@
 """Loading a catalog file: strict YAML into located nodes, and those into a Catalog.
 
 Does not know what a valid entry is: the models judge that, and the assembly says in which line.
-The only module that imports yaml.
+Only it and yamltext.py, for documents of other programs, import yaml.
 
 Strict means: one document, no tags, no merge keys, no repeated keys, few aliases, bounded size and depth, and
 no text that one YAML version reads as a number, a date or a truth value and another as text.

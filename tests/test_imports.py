@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("catalog", "policies", "engine", "gateway")
 LEAVES = ("catalog", "policies", "engine")
 IMPORTERS = {
-    "yaml": {"catalog/loader.py"},
+    "yaml": {"catalog/loader.py", "catalog/yamltext.py"},
     "jinja2": {"engine/template.py"},
     "docker": {"gateway/images.py", "gateway/runtimes/docker.py"},
     "httptools": {"gateway/wire/http_client.py"},

@@ -76,7 +76,9 @@ def _entry(entry: Entry, notes: list[str]) -> dict[str, Any]:
         )
     if entry.image:
         members |= _container(entry)
-    if entry.tools:
+    if entry.network == "none" and (entry.image or entry.per_call):
+        members["disableNetwork"] = True
+    if entry.tools and not entry.per_call:
         members["tools"] = [{"name": name} for name in entry.tools]
     if entry.transport != "stdio":
         notes.append(f"{entry.id}: its container speaks {entry.transport}; Docker's gateway expects stdio")
@@ -107,8 +109,6 @@ def _container(entry: Entry) -> dict[str, Any]:
     volumes += [_volume(id, mount, mount.config in lists) for mount in entry.mounts]
     found: dict[str, Any] = {"env": env, "command": command, "volumes": volumes, "allowHosts": list(entry.hosts)}
     found = {key: value for key, value in found.items() if value}
-    if entry.network == "none":
-        found["disableNetwork"] = True
     if entry.config:
         found["config"] = [_schema(id, entry.config, entry.config_any_of)]
     return found

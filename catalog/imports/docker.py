@@ -84,7 +84,7 @@ class _Server:
             "publisher": line_of(meta.get("owner"), 80) or None,
         }
         if server.get("type") == "poci":
-            return members | {"per_call": list(self._call_tools())}
+            return members | {"per_call": list(self._call_tools()), "network": self._network()}
         members["tools"] = self._tool_names()
         members["dynamic_tools"] = mapping(server.get("dynamic")).get("tools") is True
         self._read_settings()
@@ -100,7 +100,7 @@ class _Server:
             self._read_env()
             members["args"] = list(self._arguments())
             self._read_volumes()
-            members["network"] = "none" if server.get("disableNetwork") is True else "internet"
+            members["network"] = self._network()
             members["hosts"] = self._hosts() if members["network"] == "internet" else []
         for key, meaning in (("extraHosts", "names for addresses"), ("user", "a user inside of the container")):
             if server.get(key):
@@ -116,6 +116,9 @@ class _Server:
             "volumes": self._volumes,
             "mounts": self._mounts,
         }
+
+    def _network(self) -> str:
+        return "none" if self._server.get("disableNetwork") is True else "internet"
 
     @staticmethod
     def _categories(meta: Mapping[str, Any]) -> list[str]:
