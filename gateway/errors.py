@@ -15,7 +15,9 @@ Knows no transport: the wire decides how each looks to a client.
     │   ├── UpstreamCancelled      the caller withdrew the request
     │   └── UpstreamInvalid        it answered something that is not MCP
     │       └── UpstreamRefused    it answered a request of the gateway's own with an error
+    ├── EngineDown             the Docker Engine does not answer
     ├── ImageError             an image could be neither found, pulled nor built
+    │   └── ImageRefused           it could be had, but must not run: unsigned, or not the one that was pinned
     └── PackageError           a package could not be installed
 """
 
@@ -91,8 +93,16 @@ class UpstreamRefused(UpstreamInvalid):
         self.data = data
 
 
+class EngineDown(GatewayError):
+    """The Docker Engine does not answer; start it, or look at the address in use."""
+
+
 class ImageError(GatewayError):
     """An image could be neither found, pulled nor built."""
+
+
+class ImageRefused(ImageError):
+    """The image could be had, but must not run: its signature or its pinned digest does not fit."""
 
 
 class PackageError(GatewayError):

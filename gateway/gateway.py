@@ -17,6 +17,7 @@ from catalog import Catalog, Entry, Profile, find_shipped_catalog, load_catalog
 from gateway import errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
+from gateway.docker_engine import DockerEngine
 from gateway.door import Door
 from gateway.images import ImageStore
 from gateway.leftovers import remove_leftovers
@@ -88,15 +89,16 @@ class Gateway:
     async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         volumes = settings.state_dir / "volumes"
-        self.images = ImageStore(settings.cache_dir, docker_url=settings.docker_host, run=self.run)
-        self.docker = DockerRuntime(settings.docker_host, self.images, volumes, self.run)
+        engine = DockerEngine(settings.engine)
+        self.images = ImageStore(settings.cache_dir, engine, run=self.run)
+        self.docker = DockerRuntime(engine, self.images, volumes, self.run)
         self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run)
         self.remote = RemoteRuntime()
         if settings.runtime != "process":
             self.no_engine = await self.docker.probe()
             stack.push_async_callback(self.docker.aclose)
             if self.no_engine and settings.runtime == "docker":
-                raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but there is {self.no_engine}")
+                raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but {self.no_engine}")
         else:
             self.no_engine = "not used: LOCKGATE_RUNTIME=process"
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import anyio
 import anyio.to_thread
 import docker
-import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from gateway.errors import ImageError
+from gateway.docker_engine import DockerEngine, EngineErrors
+from gateway.engine_address import find_engine
+from gateway.errors import EngineDown, ImageError
 from gateway.filelock import file_lock
 from gateway.image_recipes import (
     BUILD_MOUNT,
@@ -92,14 +93,21 @@ class Image:
 class ImageStore:
     """Finds or makes the image of an entry. One pull or build per image at a time, across processes too."""
 
-    def __init__(self, cache_dir: Path, *, docker_url: str | None = None, run: Run | None = None) -> None:
-        """`docker_url` as in DOCKER_HOST; None takes the environment's. Nothing is contacted yet.
+    def __init__(
+        self,
+        cache_dir: Path,
+        engine: DockerEngine | None = None,
+        *,
+        docker_url: str | None = None,
+        run: Run | None = None,
+    ) -> None:
+        """`docker_url` is the engine's address where no engine is given. Nothing is contacted yet.
 
         What a build leaves behind when this process is killed is found by names that `run` signs; without one nobody
         looks for it."""
         self._run = run
         self._cache_dir = cache_dir
-        self._docker_url = docker_url
+        self._docker = engine or DockerEngine(find_engine(os.environ) if docker_url is None else docker_url)
         self._reachability = Reachability()
         self._builds = anyio.Semaphore(_PARALLEL_BUILDS)
         self._inputs: tuple[PackageIndexes, HostApt] | None = None
@@ -171,7 +179,7 @@ class ImageStore:
             try:
                 if not await self._find(published):
                     await self._pull(published, progress)
-                await self._engine(lambda client: client.images.get(published).tag(tag))
+                await self._engine(lambda client: client.tag(published, *_split_reference(tag)))
             except ImageError as unpublished:
                 progress(f"{unpublished}; taking Debian packages instead")
                 try:
@@ -193,8 +201,8 @@ class ImageStore:
         name, _, version = tag.partition(":")
         changes = [f"ENV PATH={SYSTEM_PATH}", 'CMD ["python3"]', "LABEL lockgate.image=base"]
 
-        def load(client: docker.DockerClient) -> None:
-            client.api.import_image_from_file(str(tarball), repository=name, tag=version, changes=changes)
+        def load(client: docker.APIClient) -> None:
+            client.import_image_from_file(str(tarball), repository=name, tag=version, changes=changes)
 
         progress("loading the base image into the engine")
         await self._engine(load, timeout_s=BUILD_TIMEOUT_S)
@@ -252,9 +260,9 @@ class ImageStore:
             tail.append(line)
             progress(line)
 
-        def work(client: docker.DockerClient) -> tuple[int, str | None]:
+        def work(client: docker.APIClient) -> tuple[int, str | None]:
             # The low-level call: the other declares each mount as a VOLUME, which would end up in the image.
-            created = client.api.create_container(
+            created = client.create_container(
                 base,
                 name=container_name,
                 hostname="lockgate",
@@ -262,7 +270,7 @@ class ImageStore:
                 command=["/bin/sh", f"{BUILD_MOUNT}/{SCRIPT_FILE}"],
                 user="0:0",
                 working_dir="/",
-                host_config=client.api.create_host_config(
+                host_config=client.create_host_config(
                     network_mode="host",
                     binds=[
                         f"{folder}:{BUILD_MOUNT}:ro,z",
@@ -274,19 +282,19 @@ class ImageStore:
                     security_opt=["no-new-privileges"],
                 ),
             )
+            id = str(created["Id"])
             if given_up.is_set():
                 _remove_container(client, container_name)
                 raise DockerException("the build was given up")
-            container = client.containers.get(str(created["Id"]))
-            container.start()
-            for line in _lines(container.logs(stream=True, follow=True)):
+            client.start(id)
+            for line in _lines(client.logs(id, stream=True, follow=True)):
                 loop.call_soon_threadsafe(on_line, line)
-            status = int(container.wait()["StatusCode"])
+            status = int(client.wait(id)["StatusCode"])
             if status != 0:
                 return status, None
             name, _, version = recipe.tag.partition(":")
-            committed = client.api.commit(
-                str(created["Id"]),
+            committed = client.commit(
+                id,
                 repository=name,
                 tag=version,
                 message="made by Lockgate",
@@ -330,49 +338,38 @@ class ImageStore:
     async def _discard(self, id_: str) -> None:
         """Remove an image that lost its name, unless a container still runs it."""
         with suppress(ImageError):
-            await self._engine(lambda client: client.images.remove(id_))
+            await self._engine(lambda client: client.remove_image(id_))
 
     async def _find(self, reference: str) -> str | None:
-        def find(client: docker.DockerClient) -> str | None:
+        def find(client: docker.APIClient) -> str | None:
             try:
-                return client.images.get(reference).id
+                return str(client.inspect_image(reference)["Id"])  # type: ignore[no-untyped-call]
             except ImageNotFound:
                 return None
 
         return await self._engine(find)
 
-    async def _engine(self, work: Callable[[docker.DockerClient], T], *, timeout_s: float = API_TIMEOUT_S) -> T:
+    async def _engine(self, work: Callable[[docker.APIClient], T], *, timeout_s: float = API_TIMEOUT_S) -> T:
         """Run blocking work with a client of its own in a thread; `timeout_s` bounds the wait for each byte.
 
         A cancelled call leaves its thread to end by itself, when the container or stream that it reads goes.
         """
 
-        def run() -> T:
-            try:
-                client = self._connect(int(timeout_s))
-            except DockerException as exc:
-                raise ImageError(f"no Docker Engine answers: {exc}") from exc
-            with closing(client):
-                try:
-                    return work(client)
-                except (DockerException, requests.RequestException) as exc:
-                    raise ImageError(without_logins(str(exc))) from exc
-
-        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
-
-    def _connect(self, timeout_s: int) -> docker.DockerClient:
-        if self._docker_url is None:
-            return docker.from_env(timeout=timeout_s)
-        return docker.DockerClient(base_url=self._docker_url, timeout=timeout_s)
+        try:
+            return await self._docker.run(work, timeout_s=timeout_s)
+        except EngineDown as exc:
+            raise ImageError(str(exc)) from exc
+        except EngineErrors as exc:
+            raise ImageError(without_logins(str(exc))) from exc
 
     def _only_one(self, reference: str) -> Any:
         digest = hashlib.sha256(reference.encode()).hexdigest()[:16]
         return file_lock(self._cache_dir / "locks" / f"image-{digest}.lock")
 
 
-def _remove_container(client: docker.DockerClient, name: str) -> None:
+def _remove_container(client: docker.APIClient, name: str) -> None:
     try:
-        client.containers.get(name).remove(v=True, force=True)
+        client.remove_container(name, v=True, force=True)
     except NotFound:
         return
     except APIError as exc:
@@ -380,8 +377,8 @@ def _remove_container(client: docker.DockerClient, name: str) -> None:
             raise
 
 
-def _follow_pull(client: docker.DockerClient, name: str, version: str) -> None:
-    for report in client.api.pull(name, tag=version, stream=True, decode=True):
+def _follow_pull(client: docker.APIClient, name: str, version: str) -> None:
+    for report in client.pull(name, tag=version, stream=True, decode=True):
         if "error" in report:
             raise DockerException(f"the registry refused {name}: {report['error']}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from gateway.engine_address import EngineAddress, find_engine
 from gateway.errors import SettingsError
 
 RuntimeChoice = Literal["auto", "docker", "process"]
@@ -35,9 +36,16 @@ class Settings:
     runtime: RuntimeChoice = "auto"
     """`auto` takes containers where an engine answers, else local processes."""
     docker_host: str = "unix:///var/run/docker.sock"
+    """Without one: DOCKER_HOST, the Docker context in use, or the socket of a rootless engine or Podman."""
+    docker_cert_path: Path | None = None
+    """A folder with ca.pem, cert.pem and key.pem, for an engine at tcp://."""
     model: str = "qwen2.5-coder:0.5b"
     context_tokens: int = 8192
     page_size: int = 250
+
+    @property
+    def engine(self) -> EngineAddress:
+        return EngineAddress(self.docker_host, self.docker_cert_path)
 
     @property
     def url(self) -> str:
@@ -78,10 +86,12 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         SettingsError: unknown or unusable variables, all of them at once.
     """
     home = Path(environ.get("HOME", "/"))
+    engine = EngineAddress() if environ.get(f"{PREFIX}DOCKER_HOST") else find_engine(environ)
     settings = Settings(
         state_dir=Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "lockgate",
         cache_dir=Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "lockgate",
-        docker_host=environ.get("DOCKER_HOST") or Settings.docker_host,
+        docker_host=engine.url,
+        docker_cert_path=engine.certificates,
     )
     known = {field.name for field in fields(Settings)}
     changes: dict[str, object] = {}
@@ -110,7 +120,7 @@ def _parsed(name: str, text: str) -> object:
             if not text.isdigit():
                 raise ValueError(f"{text!r} is not a whole number")
             return int(text)
-        case "state_dir" | "cache_dir" | "catalog":
+        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path":
             if not text:
                 raise ValueError("the path is empty")
             return Path(text).expanduser().absolute()

@@ -14,7 +14,7 @@ LEAVES = ("catalog", "policies", "engine")
 IMPORTERS = {
     "yaml": {"catalog/loader.py", "catalog/yamltext.py"},
     "jinja2": {"engine/template.py"},
-    "docker": {"gateway/images.py", "gateway/runtimes/docker.py"},
+    "docker": {"gateway/docker_engine.py", "gateway/images.py", "gateway/runtimes/docker.py"},
     "httptools": {"gateway/wire/http_client.py"},
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
     "cryptography": {"gateway/bridge.py"},

@@ -10,6 +10,7 @@ import typer
 
 from catalog import find_shipped_catalog, load_catalog
 from gateway.commands.running import AsJson, print_json, run, settings
+from gateway.docker_engine import DockerEngine
 from gateway.images import ImageStore
 from gateway.runs import Run
 
@@ -30,7 +31,7 @@ def build(
     async def work() -> list[dict[str, str]]:
         built = []
         with Run(wanted.state_dir) as own:
-            images = ImageStore(wanted.cache_dir, docker_url=wanted.docker_host, run=own)
+            images = ImageStore(wanted.cache_dir, DockerEngine(wanted.engine), run=own)
             for entry in entries:
                 image = await images.build(entry, progress=lambda line: typer.echo(line, err=True), rebuild=rebuild)
                 built.append({"entry": entry.id, "image": image.reference, "id": image.id})

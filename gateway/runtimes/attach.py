@@ -100,7 +100,11 @@ class AttachProtocol(asyncio.Protocol):
     def close_stdin(self) -> None:
         """Half-close, which a server takes as the request to exit (MCP basic/lifecycle, "Shutdown")."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                # TLS has no half-close here: the engine closes the server's stdin when the whole connection goes.
+                self._transport.close()
 
     def abort(self) -> None:
         if self._transport is not None:

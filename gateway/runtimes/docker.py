@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import anyio
 import docker
-import requests
 from anyio import to_thread
 
 from catalog import Entry
 from gateway import errors
+from gateway.docker_engine import DockerEngine, EngineErrors, short
+from gateway.engine_address import EngineAddress
 from gateway.images import Image, ImageStore
 from gateway.runs import Run
 from gateway.runtimes.attach import AttachProtocol
@@ -29,19 +28,18 @@ from gateway.runtimes.specification import Folder, specification
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
 from gateway.wire.channel import Receiver
-from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
+from gateway.wire.http_client import Answer, HttpFailure
 from gateway.wire.lines import LineChannel
 
 CONTAINER_UID: Final = 65532
 """The user inside when the gateway itself runs as root; otherwise the gateway's own user, so that volumes fit."""
-ENGINE_TIMEOUT_S: Final = 60
-PROBE_TIMEOUT_S: Final = 3
+ATTACH_TIMEOUT_S: Final = 30.0
 EXIT_GRACE_S: Final = 3.0
 """How long a server may take to exit once its stdin is closed, before it is killed."""
 EXPLAIN_TIMEOUT_S: Final = 1.0
 REMOVED_TIMEOUT_S: Final = 10
 
-_EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.RequestException)
+_Failures: Final = (*EngineErrors, errors.EngineDown)
 
 
 class DockerRuntime:
@@ -49,13 +47,12 @@ class DockerRuntime:
 
     name = "docker"
 
-    def __init__(self, docker_host: str, images: ImageStore, volumes: Path, run: Run) -> None:
-        self._docker_host = docker_host
+    def __init__(self, engine: DockerEngine | EngineAddress | str, images: ImageStore, volumes: Path, run: Run) -> None:
+        self._engine = engine if isinstance(engine, DockerEngine) else DockerEngine(engine)
         self._images = images
         self._volumes = volumes
         self._run = run
         self._client: docker.APIClient | None = None
-        self._engine: HttpOrigin | None = None
         self.reconciler: Reconciler | None = None
         """Present once there is an engine; whoever owns the runtime runs its `watch`."""
 
@@ -65,31 +62,20 @@ class DockerRuntime:
         Returns the reason if there is no usable engine.
         """
         try:
-            self._client = await to_thread.run_sync(self._connect)
-            self._engine = HttpOrigin(self._docker_host.replace("tcp://", "http://"))
-            self.reconciler = Reconciler(self._engine, self._run)
+            await self._engine.open()
+            await self._engine.check()
+            self._client = await to_thread.run_sync(self._engine.client)
+            self.reconciler = Reconciler(self._engine.origin, self._run)
             await self.reconciler.sweep()
-        except (*_EngineErrors, EngineSilent, OSError) as exc:
+        except (*_Failures, EngineSilent, OSError) as exc:
             await self.aclose()
-            return f"no Docker Engine at {self._docker_host}: {_short(exc)}"
+            return str(exc) if isinstance(exc, errors.EngineDown) else self._engine.without_answer(exc)
         return None
-
-    def _connect(self) -> docker.APIClient:
-        address = urlsplit(self._docker_host)
-        if address.scheme == "unix":
-            # Knock first: the docker library leaks the socket of a connection that fails.
-            with socket.socket(socket.AF_UNIX) as knock:
-                knock.settimeout(PROBE_TIMEOUT_S)
-                knock.connect(address.path)
-        probe = docker.APIClient(base_url=self._docker_host, timeout=PROBE_TIMEOUT_S)
-        probe.ping()
-        probe.close()
-        return docker.APIClient(base_url=self._docker_host, version="auto", timeout=ENGINE_TIMEOUT_S)
 
     def _require_client(self) -> docker.APIClient:
         if self._client is None:
             raise errors.UpstreamUnavailable(
-                f"no Docker Engine at {self._docker_host}; start it or choose runtime=process"
+                f"no Docker Engine at {self._engine.address}; start it or choose runtime=process"
             )
         return self._client
 
@@ -100,7 +86,7 @@ class DockerRuntime:
         self._require_client()
         try:
             return await self._images.ensure(entry, progress=lambda line: log.write("gateway", line))
-        except errors.ImageError as exc:
+        except (errors.ImageError, errors.EngineDown) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
@@ -118,25 +104,32 @@ class DockerRuntime:
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
         # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
-        creating = asyncio.get_running_loop().create_task(to_thread.run_sync(lambda: _create(client, spec, name)))
+        creating = asyncio.get_running_loop().create_task(self._create(client, spec, name))
         try:
             created = await asyncio.shield(creating)
             channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
             await channel.attach()
-            await to_thread.run_sync(lambda: client.start(created["Id"]))
+            await self._engine.guard(lambda: client.start(created["Id"]), shield=True)
         except BaseException as exc:
             self._run.release(name)
-            with anyio.CancelScope(shield=True), suppress(*_EngineErrors):
+            with anyio.CancelScope(shield=True), suppress(*_Failures):
                 await asyncio.wait([creating])
                 if channel is not None:
                     await channel.abandon()
                 if creating.cancelled() or creating.exception() is None:
                     await self._remove(name)
-            if isinstance(exc, (*_EngineErrors, OSError)):
-                text = f"the Docker Engine could not start {entry.id}: {_short(exc)}"
+            if isinstance(exc, (*_Failures, OSError)):
+                text = f"the Docker Engine could not start {entry.id}: {short(exc)}"
                 raise errors.UpstreamUnavailable(text) from exc
             raise
         return channel
+
+    async def _create(self, client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:
+        def create() -> dict[str, Any]:
+            created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
+            return created
+
+        return await self._engine.guard(create, shield=True)
 
     @staticmethod
     def _user() -> str:
@@ -157,26 +150,19 @@ class DockerRuntime:
 
     async def connect_attach(self, id: str, channel: LineChannel) -> AttachProtocol:
         path = f"/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"
-        parts = urlsplit(self._docker_host)
-        loop = asyncio.get_running_loop()
-        if parts.scheme == "unix":
-            _, protocol = await loop.create_unix_connection(lambda: AttachProtocol(path, channel), parts.path)
-        else:
-            _, protocol = await loop.create_connection(
-                lambda: AttachProtocol(path, channel), parts.hostname or "localhost", parts.port or 2375
-            )
-        try:
-            await protocol.upgraded
-        except BaseException:
-            protocol.abort()
-            raise
+        async with asyncio.timeout(ATTACH_TIMEOUT_S):
+            _, protocol = await self._engine.dial(lambda: AttachProtocol(path, channel))
+            try:
+                await protocol.upgraded
+            except BaseException:
+                protocol.abort()
+                raise
         return protocol
 
     def wait_for_exit(self, id: str) -> Answer:
         """Ask the engine for the exit code of the container's next exit; the answer arrives when it exits."""
         answer = Answer()
-        if self._engine is not None:
-            self._engine.request("POST", f"/containers/{id}/wait?condition=next-exit", b"", b"", answer)
+        self._engine.origin.request("POST", f"/containers/{id}/wait?condition=next-exit", b"", b"", answer)
         return answer
 
     async def _remove(self, name: str) -> None:
@@ -184,11 +170,11 @@ class DockerRuntime:
         if client is None:
             return
         try:
-            await to_thread.run_sync(lambda: client.remove_container(name, v=True, force=True))
+            await self._engine.guard(lambda: client.remove_container(name, v=True, force=True), shield=True)
         except docker.errors.APIError as exc:
             if exc.status_code == 409:
                 # The engine is removing it already, because it ended: gone is when that is done.
-                await to_thread.run_sync(lambda: _wait_until_removed(client, name))
+                await self._engine.guard(lambda: _wait_until_removed(client, name), shield=True)
             elif exc.status_code != 404:
                 raise
 
@@ -197,14 +183,12 @@ class DockerRuntime:
         self._run.release(name)
         try:
             await self._remove(name)
-        except _EngineErrors as exc:
-            raise errors.UpstreamUnavailable(f"container {name} could not be removed: {_short(exc)}") from exc
+        except _Failures as exc:
+            raise errors.UpstreamUnavailable(f"container {name} could not be removed: {short(exc)}") from exc
 
     async def aclose(self) -> None:
-        engine, client = self._engine, self._client
-        self._engine = self._client = self.reconciler = None
-        if engine is not None:
-            await engine.aclose()
+        client, self._client, self.reconciler = self._client, None, None
+        await self._engine.aclose()
         if client is not None:
             await to_thread.run_sync(client.close)
 
@@ -289,18 +273,8 @@ class DockerChannel(LineChannel):
         await self._disconnect()
 
 
-def _create(client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:
-    created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
-    return created
-
-
 def _wait_until_removed(client: docker.APIClient, name: str) -> None:
     try:
         client.wait(name, timeout=REMOVED_TIMEOUT_S, condition="removed")
     except docker.errors.NotFound:
         return
-
-
-def _short(exc: Exception) -> str:
-    explanation = getattr(exc, "explanation", None)
-    return str(explanation or exc).strip()[:500]

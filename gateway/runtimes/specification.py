@@ -12,6 +12,9 @@ from catalog import Entry
 from gateway.images import Image
 
 MAX_OPEN_FILES: Final = 4096
+MAX_PROCESSES: Final = 32_768
+"""Of the container's user on the whole host, so not a limit of one server (that is PidsLimit): Podman would ask for
+more than root may have where CAP_SYS_RESOURCE is missing."""
 MAX_MOUNTED_TMP_MIB: Final = 1024
 MIB: Final = 1024 * 1024
 SHM_BYTES: Final = 16 * MIB
@@ -59,6 +62,7 @@ def specification(
             "Ulimits": [
                 {"Name": "nofile", "Soft": MAX_OPEN_FILES, "Hard": MAX_OPEN_FILES},
                 {"Name": "core", "Soft": 0, "Hard": 0},
+                {"Name": "nproc", "Soft": MAX_PROCESSES, "Hard": MAX_PROCESSES},
             ],
             # Without a log driver no result is stored on disk by the engine; attach works all the same.
             "LogConfig": {"Type": "none", "Config": {}},

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import Final, Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -159,11 +160,24 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
 
+Dial = Callable[[Callable[[], Any]], Awaitable[tuple[asyncio.BaseTransport, Any]]]
+"""Connects a protocol to the server some other way than by the URL; raises OSError."""
+
+
 class HttpOrigin:
     """Keep-alive connections to one origin: `http://`, `https://`, or `unix:///path` for a socket file."""
 
-    def __init__(self, url: str, *, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        max_idle_s: float = MAX_IDLE_S,
+        dial: Dial | None = None,
+    ) -> None:
         parts = urlsplit(url)
+        self._dial = dial
+        self._max_idle_s = max_idle_s
         self._scheme = parts.scheme
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -215,7 +229,7 @@ class HttpOrigin:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since < MAX_IDLE_S:
+            if connection.usable and now - connection.idle_since < self._max_idle_s:
                 return connection
             connection.close()
         return None
@@ -224,7 +238,10 @@ class HttpOrigin:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                if self._scheme == "unix":
+                connection: _Connection
+                if self._dial is not None:
+                    _, connection = await self._dial(lambda: _Connection(self))
+                elif self._scheme == "unix":
                     _, connection = await loop.create_unix_connection(lambda: _Connection(self), self._path)
                 else:
                     _, connection = await loop.create_connection(

@@ -189,7 +189,7 @@ def test_check_start_starts_each_server_and_fails_for_one_that_does_not(
 def test_check_names_what_is_missing_and_settings_that_are_wrong(state: Path) -> None:
     done = lockgate("check", state=state, runtime="docker", docker_host="unix:///nowhere.sock")
     said = refused(done, 2)
-    assert "LOCKGATE_RUNTIME=docker, but there is no Docker Engine at unix:///nowhere.sock" in said
+    assert "LOCKGATE_RUNTIME=docker, but no Docker Engine answers at unix:///nowhere.sock" in said
     done = lockgate("check", "--json", state=state, runtime="process", model="nobody:1b")
     rows = {row["check"]: row for row in json.loads(printed(done, 1))["checks"]}
     assert rows["model"]["finding"] == "not fetched: lockgate model pull nobody:1b"

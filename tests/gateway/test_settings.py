@@ -35,13 +35,14 @@ def test_every_setting_is_a_variable() -> None:
         "LOCKGATE_PROFILE": "p",
         "LOCKGATE_RUNTIME": "process",
         "LOCKGATE_DOCKER_HOST": "unix:///d",
+        "LOCKGATE_DOCKER_CERT_PATH": "/e",
         "LOCKGATE_MODEL": "m",
         "LOCKGATE_CONTEXT_TOKENS": "4096",
         "LOCKGATE_PAGE_SIZE": "10",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
-        "::1", 9000, Path("/a"), Path("/b"), Path("/c.yaml"), "p", "process", "unix:///d", "m", 4096, 10
+        "::1", 9000, Path("/a"), Path("/b"), Path("/c.yaml"), "p", "process", "unix:///d", Path("/e"), "m", 4096, 10
     )
     assert settings.url == "http://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)
