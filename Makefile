@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench-relay lock clean
+.PHONY: help run test lint conformance bench-relay bench-search lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ bench-relay: ## Measure what the gateway adds to a call
 	@.ci/bootstrap --dev
 	@.ci/parts
 	@.ci/with-node .venv/bin/python benchmarks/relay.py $(ARGS)
+
+bench-search: ## Measure how well and how fast the catalogue is searched
+	@.ci/bootstrap --dev
+	@.venv/bin/python -m benchmarks.search $(ARGS)
 
 lock: ## Write the lock files anew from pyproject.toml (UPGRADE=1 takes newer versions)
 	@.ci/lock

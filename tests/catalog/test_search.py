@@ -1,11 +1,17 @@
 """That people find the server they mean."""
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from benchmarks import search
 from catalog import Catalog, find_shipped_catalog, load_catalog
 from tests.catalog.files import BOX, document, load
+
+FROZEN = "412618f4c2af91715124979015dc7c75455714f7a5425f9b81688fedd03179ab"
+"""Of the questions: who changes them to please the ranking changes this, too."""
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +25,8 @@ def shipped() -> Catalog:
         ("time", "time"),
         ("TIME ZONE", "time"),
         ("sqlite", "SQLite"),
-        ("sql", "SQLite"),
+        ("sql", "database-server"),
         ("sequential thinking", "sequentialthinking"),
-        ("browser", "playwright"),
         ("dynamo", "awslabs-dynamodb"),
         ("kubernetes", "kubernetes"),
         ("helm pods", "kubectl-mcp-server"),
@@ -70,3 +75,34 @@ def test_very_long_search_text_is_cut(shipped: Catalog) -> None:
 
 def test_empty_catalog_can_be_searched(tmp_path: Path) -> None:
     assert load(tmp_path, "version: 1\nservers: {}\n").search("time") == []
+
+
+def test_two_threads_search_at_once(shipped: Catalog) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda text: shipped.search(text)[0].id, ["git commit", "promql"] * 20))
+    assert found == ["git", "prometheus"] * 20
+
+
+def test_quotes_and_operators_of_the_index_are_only_words(shipped: Catalog) -> None:
+    for text in (
+        '"git',
+        "git OR",
+        "NOT git",
+        "git*",
+        "tools:git",
+        "(git",
+        "git NEAR(x)",
+        "git; DROP TABLE x",
+    ):
+        assert "git" in [entry.id for entry in shipped.search(text)], text
+    assert len(shipped.search("")) == len(shipped.entries)
+
+
+def test_questions_of_the_frozen_set_are_answered_well(shipped: Catalog) -> None:
+    asked = search.questions()
+    assert len(asked) == 200
+    assert len({question.query for question in asked}) == 200
+    assert hashlib.sha256(search.QUERIES.read_bytes()).hexdigest() == FROZEN
+    score, lacking = search.score(shipped, asked)
+    assert score.recall_at_5 >= 0.9, "\n".join(f"{question.query}: {first}" for question, first in lacking)
+    assert score.mrr >= 0.9
