@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Generator
@@ -19,10 +20,9 @@ import uvicorn
 from starlette.types import Scope
 
 from catalog import Profile
-from gateway import errors
+from gateway import errors, patience
 from gateway.app import create_app, loopback_principal
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
-from gateway.onewrite import OneWriteProtocol
 from gateway.settings import Settings
 from gateway.wire.http import McpEndpoint
 from gateway.wire.modern import ModernEra
@@ -67,9 +67,12 @@ class Service:
         await self._ended.wait()
 
     async def run(self, listener: socket.socket) -> None:
+        sweeping = asyncio.get_running_loop().create_task(patience.sweep(self._server.server_state.connections))
         try:
             await self._server.serve([listener])
         finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
             self._ended.set()
 
 
@@ -99,7 +102,7 @@ async def served(
     config = uvicorn.Config(
         create_app(gateway, endpoint, running.admin_token),
         lifespan="off",
-        http=OneWriteProtocol,
+        http=patience.PatientProtocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -108,6 +111,8 @@ async def served(
         date_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        limit_concurrency=_max_connections(),
+        log_level="error",  # whoever sends nonsense must not fill the log with it
     )
     # What exists by now lives as long as the process: looking at it in every collection is a waste.
     gc.collect()
@@ -180,6 +185,11 @@ def _listen(settings: Settings) -> socket.socket:
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def _max_connections() -> int:
+    """Half of the files this process may open: the other half is for its servers."""
+    return min(patience.MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -46,6 +46,10 @@ _SSE: Final = (
 )
 
 
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
 class McpEndpoint:
     """An ASGI application serving each profile at its path."""
 
@@ -75,6 +79,8 @@ class McpEndpoint:
                 await self._serve_legacy(profile, principal, place, scope["method"], headers, receive, send)
         except Full as exc:
             await _refuse_full(send, exc)
+        except ClientGone:
+            pass  # a request of which the end is missing was never made
         finally:
             place.leave()
 
@@ -366,8 +372,11 @@ async def _body(receive: Receive, place: Place) -> bytes | None:
 
     Raises:
         Full: other requests hold too much already.
+        ClientGone: only a part of it came.
     """
     event = await receive()
+    if event["type"] == "http.disconnect":
+        raise ClientGone
     body: bytes = event.get("body", b"")
     if not event.get("more_body"):
         return body if len(body) <= MAX_BODY_BYTES else None
@@ -376,6 +385,8 @@ async def _body(receive: Receive, place: Place) -> bytes | None:
     place.hold(size)
     while event.get("more_body"):
         event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGone
         parts.append(event.get("body", b""))
         size += len(parts[-1])
         place.hold(len(parts[-1]))

@@ -18,6 +18,7 @@ MAX_SESSIONS: Final = 10_000
 MAX_SESSIONS_OF_ONE: Final = 1_000
 """Of one principal; its session that idled longest makes room, if it idled for `SPARED_S` at least."""
 SESSION_IDLE_S: Final = 1800.0
+SWEEP_S: Final = 60.0
 SPARED_S: Final = 60.0
 MAX_OPEN: Final = 4096
 MAX_OPEN_OF_ONE: Final = 1024
@@ -257,7 +258,7 @@ class Sessions:
         self._sessions[session.id] = session
         self._by_principal[session.era.principal] += 1
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(SESSION_IDLE_S / 8, self._expire)
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._expire)
 
     def find(self, id: str, principal: Principal, profile: Profile) -> HttpSession | None:
         """A session of this very principal and profile; anybody else's looks like none at all."""
@@ -279,7 +280,7 @@ class Sessions:
             if not session.open and session.last_used < oldest_allowed:
                 self.end(session)
         if self._sessions:
-            self._sweep = asyncio.get_running_loop().call_later(SESSION_IDLE_S / 8, self._expire)
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._expire)
 
     def close(self) -> None:
         for session in list(self._sessions.values()):

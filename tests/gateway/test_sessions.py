@@ -113,11 +113,12 @@ async def test_a_stateless_request_is_answered_alone_whatever_event_id_it_names(
 async def test_an_idle_session_ends_by_itself_with_the_servers_it_leased(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "SESSION_IDLE_S", 0.4)
+    monkeypatch.setattr(sessions, "SWEEP_S", 0.02)
     async with running(tmp_path, ASKING) as place:
         idle, busy = await place.session(capabilities={"sampling": {}}), await place.session()
         await idle.call("a__echo")
         async with busy.listening() as stream:
+            monkeypatch.setattr(sessions, "SESSION_IDLE_S", 0.05)
             await until(lambda: len(place.service.endpoint.sessions) == 1, "the idle one has ended")
             assert (await idle.post(message("ping", {}, 1))).status == 404
             server = place.gateway.pool.servers["a"]
