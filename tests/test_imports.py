@@ -15,7 +15,7 @@ IMPORTERS = {
     "yaml": {"catalog/loader.py", "catalog/yamltext.py"},
     "jinja2": {"engine/template.py"},
     "docker": {"gateway/docker_engine.py", "gateway/images.py", "gateway/runtimes/docker.py"},
-    "httptools": {"gateway/wire/http_client.py"},
+    "httptools": {"gateway/wire/http_client.py", "gateway/onewrite.py"},
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
     "cryptography": {"gateway/bridge.py"},
 }

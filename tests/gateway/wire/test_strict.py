@@ -33,6 +33,17 @@ def test_ordinary_json_passes_however_it_is_spelled(value: Any, ascii: bool, ind
     strict.check(json.dumps(value, ensure_ascii=ascii, indent=indent).encode("utf-8", "replace"))
 
 
+@pytest.mark.parametrize("digits", [308, 309, 310, 400, 4300])
+@pytest.mark.parametrize("around", [b"%b", b"[%b]", b'{"a":%b,"b":1}'])
+def test_an_integer_no_double_holds_is_refused_however_plainly_it_is_written(digits: int, around: bytes) -> None:
+    message = around % (b"9" * digits)
+    if digits <= 308:
+        strict.check(message)
+    else:
+        with pytest.raises(strict.Ambiguous, match="too large"):
+            strict.check(message)
+
+
 @given(spelled_keys(), values, values, st.lists(st.sampled_from(["[%s]", '{"k":%s}', '{"k":1,"z":[%s]}', " %s\n"])))
 def test_a_key_that_comes_twice_is_refused_at_any_depth_and_in_any_spelling(
     keys: tuple[str, str], first: Any, second: Any, around: list[str]
