@@ -17,6 +17,7 @@ from catalog.errors import ConfigInvalid, Problem
 from catalog.parts import (
     Argument,
     Category,
+    ContainerRuntime,
     Environment,
     Host,
     Id,
@@ -79,6 +80,8 @@ class Entry(Part):
     network: Network = "none"
     hosts: Annotated[tuple[Host, ...], Field(max_length=64), AfterValidator(distinct("the host"))] = ()
     """With network: internet, the only addresses the server may reach; none listed means any."""
+    container_runtime: ContainerRuntime | None = None
+    """A runtime of the engine with stronger isolation, such as runsc; None is the gateway's setting."""
     interactive: bool = False
     limits: Limits = Limits()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(distinct("the category"))] = ()
@@ -141,6 +144,8 @@ class Entry(Part):
             yield f"the secret {', '.join(twice)} is listed twice; remove one of them"
         if twice := duplicates(secret.env for secret in self.secrets if secret.env is not None):
             yield f"two secrets set the variable {', '.join(twice)}; give each its own"
+        if twice := duplicates(secret.file for secret in self.secrets if secret.file is not None):
+            yield f"two secrets are written to the file {', '.join(twice)}; give each its own"
         if any(secret.header for secret in self.secrets) and self.remote is None:
             yield "sends a secret in a header, but is not remote; use env"
         if self.oauth is not None and self.oauth.secret is not None:
@@ -178,6 +183,7 @@ class Entry(Part):
             include={
                 "image", "package", "remote", "per_call", "transport", "port", "path", "command", "args", "env",
                 "config", "config_any_of", "volumes", "mounts", "network", "hosts", "limits",
+                "container_runtime",
             },
         )  # fmt: skip
         text = json.dumps([DIGEST_FORM, deciding], sort_keys=True, separators=(",", ":"))

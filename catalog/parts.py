@@ -72,6 +72,7 @@ Category = Annotated[str, AfterValidator(reference.check_category)]
 SettingName = Annotated[str, AfterValidator(reference.check_setting_name)]
 Host = Annotated[str, AfterValidator(reference.check_host)]
 Network = Literal["none", "internet"]
+ContainerRuntime = Annotated[str, AfterValidator(reference.check_container_runtime)]
 Transport = Literal["stdio", "http", "sse"]
 
 WholeNumber = Annotated[int, Strict()]
@@ -131,11 +132,16 @@ class Remote(Part):
 
 
 class Secret(Part):
-    """A secret the server receives in a variable, or a remote one in a header; its value is never in the catalog."""
+    """A secret the server receives in a variable or file, or a remote one in a header; its value is never in the
+    catalog."""
 
     name: Annotated[str, AfterValidator(reference.check_secret_name)]
     """The owner's id, a dot, and a name: "brave.api_key"."""
     env: Variable | None = None
+    file: Annotated[str, AfterValidator(reference.check_volume_name)] | None = None
+    """The name of a file in /run/secrets, for servers that read a secret from one."""
+    plain_env: TruthValue = False
+    """Put the variable into the container's own environment, where everybody with access to the engine can read it."""
     header: Annotated[str, AfterValidator(reference.check_header)] | None = None
     prefix: Annotated[str, StringConstraints(max_length=64), AfterValidator(reference.check_header_value)] = ""
     """What stands before the value in the header: "Bearer "."""
@@ -144,8 +150,10 @@ class Secret(Part):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         messages = []
-        if self.env is None and self.header is None:
-            messages.append(f"the secret {self.name} goes nowhere; add env, a variable, or header")
+        if self.env is None and self.file is None and self.header is None:
+            messages.append(f"the secret {self.name} goes nowhere; add env, a variable, or file or header")
+        if self.plain_env and self.env is None:
+            messages.append(f"the secret {self.name} has plain_env but no env")
         if self.prefix and self.header is None:
             messages.append(f"the secret {self.name} has a prefix but no header to write it in")
         refuse(messages)
@@ -200,6 +208,9 @@ class Limits(Part):
     cpus: Annotated[Number, Field(gt=0, le=256)] = 1.0
     pids: Annotated[WholeNumber, Field(ge=1, le=32_768)] = 128
     tmpfs_mib: Annotated[WholeNumber, Field(ge=1, le=65_536)] = 64
+    volume_mib: Annotated[WholeNumber, Field(ge=1, le=1_048_576)] = 1024
+    """What its volumes may hold together; no single file may be larger."""
+    gpus: Annotated[WholeNumber, Field(ge=0, le=64)] = 0
     start_timeout_s: Annotated[Number, Field(gt=0, le=3600)] = 60.0
     call_timeout_s: Annotated[Number, Field(gt=0, le=86_400)] = 60.0
     idle_s: Annotated[Number, Field(gt=0, le=604_800)] = 600.0

@@ -18,6 +18,7 @@ _CATEGORY = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _TOOL = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_./-]+(?: [A-Za-z0-9_./-]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
+_RUNTIME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
 _TARGET = re.compile(r"/[A-Za-z0-9._/-]{1,200}")
 _MOUNT_TARGET = re.compile(r"/[^:,\\]{1,400}")
@@ -211,6 +212,13 @@ def check_host(text: str) -> str:
     found = _HOST_NAME.fullmatch(text)
     if not found or not 0 < int(found["port"]) <= LAST_PORT:
         raise ValueError(f"{quoted(text)} is no host and port; write example.com:443 or *.example.com:443")
+    return text
+
+
+def check_container_runtime(text: str) -> str:
+    """Check the name of a container runtime that an engine may have."""
+    if not _RUNTIME.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no name of a container runtime; write it as the engine lists it: runsc")
     return text
 
 

@@ -26,15 +26,17 @@ def lacking(entry: Entry) -> Iterator[str]:
     except CatalogError as exc:
         asked = "; ".join(problem.message for problem in exc.problems)
         yield f"is not configured: {asked}; copy the entry into a catalog of your own and write the values there"
-    if missing := [secret.name for secret in entry.secrets if secret.required]:
-        yield f"needs the secret {', '.join(missing)}, and this gateway has no secret store yet"
+    if entry.remote is not None and any(secret.required for secret in entry.secrets) and not _runs_here(entry):
+        yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
     if entry.oauth is not None:
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
-    if entry.mounts:
-        yield "wants folders of this machine mounted, which this gateway does not do yet"
     if entry.hosts:
         yield "may reach certain hosts only, which this gateway cannot enforce yet"
     if entry.transport != "stdio":
         yield f"speaks {entry.transport} from inside its container, which this gateway does not do yet"
     if entry.per_call:
         yield "runs one container for each call, which this gateway does not do yet"
+
+
+def _runs_here(entry: Entry) -> bool:
+    return entry.image is not None or entry.package is not None

@@ -22,6 +22,7 @@ from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
+from gateway.redaction import MARK
 from gateway.surface import Surface, Target
 from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
@@ -546,6 +547,8 @@ def _checked(
         if bytes(members.get("resultType", b"")) == b'"input_required"':
             requests = envelope.fields(members.get("inputRequests", Raw(b"{}")))
             return InputRequired(requests, Retry(members.get("requestState")), ticket)
+    if MARK in reply.result:
+        record.detail = "secret hidden"
     record.outcome = "tool_error" if _IS_ERROR.search(reply.result) else "ok"
     return Reply(surface.rewrite_uris(view, target.server, method, reply.result), None)
 

@@ -4,6 +4,8 @@ Knows no transport: the wire decides how each looks to a client.
 
     GatewayError
     ├── SettingsError          the operator's settings are wrong
+    ├── SecretsError           a secret is missing or must not be used; the operator fixes it
+    ├── MountRefused           a folder of this machine may not be shown to a server
     ├── DoorError              the caller asked for something it cannot have
     │   ├── UnknownName        no such tool, prompt or resource for this caller (absent and denied look alike)
     │   ├── BadCursor          a pagination cursor that this gateway did not issue
@@ -30,6 +32,14 @@ class GatewayError(Exception):
 
 class SettingsError(GatewayError):
     """A setting is wrong; the operator fixes it."""
+
+
+class SecretsError(GatewayError):
+    """A secret is missing or must not be used; the operator fixes it."""
+
+
+class MountRefused(GatewayError):
+    """A folder of this machine may not be shown to a server; the operator approves one or names another."""
 
 
 class DoorError(GatewayError):

@@ -23,6 +23,7 @@ from gateway.images import ImageStore
 from gateway.leftovers import remove_leftovers
 from gateway.listings import ListingStore
 from gateway.models import Models
+from gateway.mounts import MountGuard
 from gateway.packages import PackageStore
 from gateway.pool import Pool
 from gateway.runs import Run
@@ -30,6 +31,7 @@ from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
 from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
+from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets
 from gateway.settings import Settings
 from policies import AllowList
 
@@ -89,10 +91,26 @@ class Gateway:
     async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         volumes = settings.state_dir / "volumes"
+        secrets_dir = settings.secrets_dir or settings.state_dir / "secrets"
+        self.secrets = Secrets(
+            (EnvironmentSecrets(os.environ), FolderSecrets(secrets_dir)),
+            (secret.name for entry in self.catalog.entries.values() for secret in entry.secrets),
+        )
         engine = DockerEngine(settings.engine)
         self.images = ImageStore(settings.cache_dir, engine, run=self.run)
-        self.docker = DockerRuntime(engine, self.images, volumes, self.run)
-        self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run)
+        own = [settings.state_dir, settings.cache_dir, secrets_dir]
+        if settings.docker_host.startswith("unix://"):
+            own.append(Path(settings.docker_host.removeprefix("unix://")))
+        self.docker = DockerRuntime(
+            engine,
+            self.images,
+            volumes,
+            self.run,
+            secrets=self.secrets,
+            mounts=MountGuard(settings.mount_roots, own),
+            container_runtime=settings.container_runtime,
+        )
+        self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run, self.secrets)
         self.remote = RemoteRuntime()
         if settings.runtime != "process":
             self.no_engine = await self.docker.probe()
@@ -110,6 +128,10 @@ class Gateway:
         """
         if reasons := list(lacking(entry)):
             raise errors.UpstreamUnavailable(f"server {entry.id} {'; it '.join(reasons)}")
+        try:
+            self.secrets.resolve(entry)
+        except errors.SecretsError as exc:
+            raise errors.UpstreamUnavailable(f"server {entry.id} is not started: {exc}") from exc
         if entry.remote is not None and entry.image is None and entry.package is None:
             return self.remote
         if self.no_engine is None:

@@ -144,6 +144,64 @@ ln -s ../lib/node_modules/npm/bin/npx-cli.js /usr/local/bin/npx
 chmod 755 /usr/local/bin/node /usr/local/lib/node_modules/npm/bin/*-cli.js
 node --version
 """
+LAUNCHER_ROOT: Final = "/opt/launcher"
+# Not a word of this reaches the engine but the script itself: what is read comes from stdin. `read` takes one byte at
+# a time, so that the server finds its own input untouched behind the last line.
+LAUNCHER_SCRIPT: Final = """\
+set -f
+umask 077
+_lg_tools=/run/lockgate/busybox
+decoded() { printf %s "$1" | "$_lg_tools" base64 -d && printf .; }
+while read -r _lg_kind _lg_name _lg_value; do
+    case $_lg_kind in
+    place)
+        _lg_value=$(decoded "$_lg_value") && _lg_value=${_lg_value%.} || exit 120
+        if [ "$("$_lg_tools" stat -c %d:%i "$_lg_value")" != "$_lg_name" ]; then
+            echo "$_lg_value is not the folder that was checked" >&2
+            exit 121
+        fi ;;
+    env) _lg_value=$(decoded "$_lg_value") && export "$_lg_name=${_lg_value%.}" || exit 120 ;;
+    file) _lg_value=$(decoded "$_lg_value") && printf %s "${_lg_value%.}" >"/run/secrets/$_lg_name" || exit 120 ;;
+    go) break ;;
+    *) exit 120 ;;
+    esac
+    _lg_value=
+done
+[ "$_lg_kind" = go ] && [ $# -gt 0 ] || exit 120
+umask 022
+unset _lg_kind _lg_name _lg_value _lg_tools
+case $1 in
+*/*) ;;
+*)
+    _lg_program=$1
+    shift
+    IFS=:
+    for _lg_folder in $PATH; do
+        if [ -f "$_lg_folder/$_lg_program" ] && [ -x "$_lg_folder/$_lg_program" ]; then
+            _lg_program=$_lg_folder/$_lg_program
+            break
+        fi
+    done
+    unset IFS _lg_folder
+    case $_lg_program in
+    */*) ;;
+    *)
+        echo "$_lg_program: not found" >&2
+        exit 127 ;;
+    esac
+    set -- "$_lg_program" "$@" ;;
+esac
+exec "$@"
+"""
+_LAUNCHER: Final = f"""\
+mkdir -p {LAUNCHER_ROOT}
+cp /bin/busybox {LAUNCHER_ROOT}/busybox
+cat >{LAUNCHER_ROOT}/launch <<'END-OF-LAUNCH'
+{LAUNCHER_SCRIPT}END-OF-LAUNCH
+chmod 755 {LAUNCHER_ROOT} {LAUNCHER_ROOT}/busybox
+chmod 644 {LAUNCHER_ROOT}/launch
+"""
+
 _NODE_BASE_SCRIPT: Final = _PREPARE + _FIND_UV + _INSTALL_NODE + _CLEAN
 
 
@@ -187,6 +245,14 @@ def node_base_recipe() -> Recipe:
     """Node.js on top of the Python base, for where no registry has the official image."""
     changes = (f"ENV PATH={SYSTEM_PATH}", 'CMD ["node"]', "LABEL lockgate.image=base")
     return Recipe(base_tag("node"), "python", _NODE_BASE_SCRIPT, changes)
+
+
+def launcher_recipe() -> Recipe:
+    """Debian's static busybox and the launcher's script: what the launcher's volume is filled from."""
+    script = _PREPARE + _APT + _LAUNCHER + _CLEAN
+    changes = ('CMD ["true"]', "LABEL lockgate.image=launcher")
+    tag = f"lockgate.local/launcher:{_hash([base_tag('python'), script])}"
+    return Recipe(tag, "python", script, changes, apt=("busybox-static",))
 
 
 def server_recipe(entry: Entry, package: Package) -> Recipe:

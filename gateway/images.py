@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import secrets
 import shutil
+import tarfile
 import tempfile
 import threading
 from collections import deque
@@ -75,6 +77,8 @@ _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 _PARALLEL_BUILDS: Final = 2
 BUILDS: Final = "builds"
 """Folder below the cache for what a running build mounts, each in a folder that begins with its run's mark."""
+MAX_VOLUME_BYTES: Final = 16 * 1024 * 1024
+"""For reading a volume of our own, which holds one small program."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class ImageStore:
         What a build leaves behind when this process is killed is found by names that `run` signs; without one nobody
         looks for it."""
         self._run = run
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self._docker = engine or DockerEngine(find_engine(os.environ) if docker_url is None else docker_url)
         self._reachability = Reachability()
         self._builds = anyio.Semaphore(_PARALLEL_BUILDS)
@@ -145,6 +149,54 @@ class ImageStore:
             raise ImageError(f"no image for {entry.id}: the entry names no package to build an image from")
         return await self._local(entry, entry.package, progress, rebuild=rebuild)
 
+    async def own(self, recipe: Recipe, *, progress: Progress) -> str:
+        """The id of an image that the gateway itself needs, made by the recipe unless it is there.
+
+        Raises:
+            ImageError: it could not be made.
+        """
+        async with self._only_one(recipe.tag):
+            if present := await self._find(recipe.tag):
+                return present
+            base = await self.base(recipe.base, progress)
+            async with self._builds:
+                progress(f"making {recipe.tag}")
+                return await self._make(recipe, base, progress)
+
+    async def volume_files(self, image: str, volume: str, folder: str) -> dict[str, bytes]:
+        """The files of a volume, by their last names, read through a container that is never started. An empty volume
+        is filled first, with what the image holds in `folder`.
+
+        Raises:
+            ImageError: it cannot be read, or holds too much.
+        """
+
+        def read(client: docker.APIClient) -> bytes:
+            mount = {"Type": "volume", "Source": volume, "Target": folder}
+            spec = {"Image": image, "Cmd": ["true"], "HostConfig": {"Mounts": [mount], "NetworkMode": "none"}}
+            name = self._run.hold_build() if self._run is not None else None
+            created = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
+            try:
+                chunks, _ = client.get_archive(created["Id"], folder)
+                whole = bytearray()
+                for chunk in chunks:
+                    whole += chunk
+                    if len(whole) > MAX_VOLUME_BYTES:
+                        raise ImageError(f"the volume {volume} holds more than {MAX_VOLUME_BYTES} bytes")
+                return bytes(whole)
+            finally:
+                client.remove_container(created["Id"], force=True)
+                if self._run is not None and name is not None:
+                    self._run.release(name)
+
+        packed = await self._engine(read)
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            return {
+                Path(member.name).name: file.read()
+                for member in archive
+                if member.isfile() and (file := archive.extractfile(member)) is not None
+            }
+
     async def _published(self, reference: str, progress: Progress) -> Image:
         async with self._only_one(reference):
             if present := await self._find(reference):
@@ -160,7 +212,7 @@ class ImageStore:
             present = await self._find(recipe.tag)
             if present and not rebuild:
                 return Image(recipe.tag, "local", present)
-            base = await self._base(recipe.base, progress)
+            base = await self.base(recipe.base, progress)
             async with self._builds:
                 progress(f"{entry.id}: building an image from {package.ecosystem} {package.name} {package.version}")
                 id_ = await self._make(recipe, base, lambda line: progress(f"{entry.id}: {line}"))
@@ -169,8 +221,13 @@ class ImageStore:
                 await self._discard(present)
             return Image(recipe.tag, "local", id_)
 
-    async def _base(self, language: Language, progress: Progress) -> str:
-        """The base image for the language, from a registry or, out of reach of one, from Debian packages."""
+    async def base(self, language: Language, progress: Progress) -> str:
+        """The name of the base image for the language, made from a registry's or, out of reach of one, from Debian
+        packages.
+
+        Raises:
+            ImageError: neither can be had.
+        """
         tag = base_tag(language)
         async with self._only_one(tag):
             if await self._find(tag):
@@ -192,12 +249,12 @@ class ImageStore:
         if language == "python":
             await self._import_rootfs(base_tag(language), progress)
         else:
-            python = await self._base("python", progress)
+            python = await self.base("python", progress)
             await self._make(node_base_recipe(), python, lambda line: progress(f"base-node: {line}"))
 
     async def _import_rootfs(self, tag: str, progress: Progress) -> None:
         _, host = await self._build_inputs()
-        tarball = await make_rootfs(self._cache_dir / "rootfs", host, progress=progress)
+        tarball = await make_rootfs(self.cache_dir / "rootfs", host, progress=progress)
         name, _, version = tag.partition(":")
         changes = [f"ENV PATH={SYSTEM_PATH}", 'CMD ["python3"]', "LABEL lockgate.image=base"]
 
@@ -324,7 +381,7 @@ class ImageStore:
     @contextmanager
     def _inputs_folder(self, files: dict[str, bytes]) -> Iterator[Path]:
         """A folder that holds the user's settings and logins for as long as one container runs."""
-        parent = self._cache_dir / BUILDS
+        parent = self.cache_dir / BUILDS
         parent.mkdir(parents=True, exist_ok=True)
         prefix = f"{self._run.mark}." if self._run is not None else None
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))  # readable by its owner only
@@ -364,7 +421,7 @@ class ImageStore:
 
     def _only_one(self, reference: str) -> Any:
         digest = hashlib.sha256(reference.encode()).hexdigest()[:16]
-        return file_lock(self._cache_dir / "locks" / f"image-{digest}.lock")
+        return file_lock(self.cache_dir / "locks" / f"image-{digest}.lock")
 
 
 def _remove_container(client: docker.APIClient, name: str) -> None:

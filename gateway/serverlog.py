@@ -8,6 +8,8 @@ import time
 from collections import deque
 from typing import Final, Literal, NamedTuple
 
+from gateway.redaction import Redactor
+
 MAX_LINES: Final = 1000
 MAX_LINE_CHARS: Final = 2000
 
@@ -28,10 +30,14 @@ class ServerLog:
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=MAX_LINES)
         self._partial = b""
+        self.hides: Redactor | None = None
+        """Takes the server's secrets out of whatever it says; set at its start."""
         self.noise = 0
         """Lines on stdout that are not JSON-RPC, since the last start."""
 
     def write(self, origin: Origin, text: str) -> None:
+        if self.hides is not None:
+            text = self.hides.clean(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
         text = text[:MAX_LINE_CHARS]
         if not text.isprintable():
             text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
@@ -40,9 +46,11 @@ class ServerLog:
     def stderr(self, data: bytes) -> None:
         """Bytes from the server's stderr; lines may be split anywhere."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > MAX_LINE_CHARS:
-            lines.append(self._partial)
-            self._partial = b""
+        kept = self.hides.longest if self.hides is not None else 0  # a secret must not fall into two lines
+        if len(self._partial) > MAX_LINE_CHARS + kept:
+            whole = self._partial if self.hides is None else self.hides.clean(self._partial)
+            lines.append(whole[: len(whole) - kept])
+            self._partial = whole[len(whole) - kept :]
         for line in lines:
             if line.strip():
                 self.write("stderr", line.decode("utf-8", "backslashreplace").rstrip())
@@ -51,7 +59,8 @@ class ServerLog:
         """A stdout line that is not a message."""
         self.noise += 1
         if self.noise <= MAX_LINES // 2:
-            self.write("stdout", line[:MAX_LINE_CHARS].decode("utf-8", "backslashreplace"))
+            whole = line if self.hides is None else self.hides.clean(line)
+            self.write("stdout", whole[:MAX_LINE_CHARS].decode("utf-8", "backslashreplace"))
 
     def lines(self) -> list[LogLine]:
         return list(self._lines)

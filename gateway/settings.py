@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Final, Literal, get_args
 
 from gateway.engine_address import EngineAddress, find_engine
 from gateway.errors import SettingsError
+from gateway.mounts import check_root
+from gateway.secrets import VARIABLE_PREFIX
 
 RuntimeChoice = Literal["auto", "docker", "process"]
 PREFIX: Final = "LOCKGATE_"
@@ -42,6 +45,12 @@ class Settings:
     model: str = "qwen2.5-coder:0.5b"
     context_tokens: int = 8192
     page_size: int = 250
+    container_runtime: str = ""
+    """The engine's runtime for containers whose entry names none, such as runsc; empty is the engine's default."""
+    mount_roots: tuple[Path, ...] = ()
+    """Folders of this machine below which entries may have folders mounted; none without it."""
+    secrets_dir: Path | None = None
+    """Where secrets lie as files, one each; `secrets` in the state folder if not set."""
 
     @property
     def engine(self) -> EngineAddress:
@@ -97,7 +106,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     changes: dict[str, object] = {}
     problems = []
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or variable.startswith(VARIABLE_PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in known:
@@ -120,7 +129,9 @@ def _parsed(name: str, text: str) -> object:
             if not text.isdigit():
                 raise ValueError(f"{text!r} is not a whole number")
             return int(text)
-        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path":
+        case "mount_roots":
+            return tuple(check_root(Path(part).expanduser()) for part in text.split(os.pathsep) if part)
+        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path" | "secrets_dir":
             if not text:
                 raise ValueError("the path is empty")
             return Path(text).expanduser().absolute()

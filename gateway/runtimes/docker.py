@@ -21,18 +21,20 @@ from gateway import errors
 from gateway.docker_engine import DockerEngine, EngineErrors, short
 from gateway.engine_address import EngineAddress
 from gateway.images import Image, ImageStore
+from gateway.mounts import MountGuard
 from gateway.runs import Run
 from gateway.runtimes.attach import AttachProtocol
+from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
+from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
-from gateway.runtimes.specification import Folder, specification
+from gateway.runtimes.specification import Given, ImageFacts, specification
+from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
 from gateway.wire.channel import Receiver
 from gateway.wire.http_client import Answer, HttpFailure
 from gateway.wire.lines import LineChannel
 
-CONTAINER_UID: Final = 65532
-"""The user inside when the gateway itself runs as root; otherwise the gateway's own user, so that volumes fit."""
 ATTACH_TIMEOUT_S: Final = 30.0
 EXIT_GRACE_S: Final = 3.0
 """How long a server may take to exit once its stdin is closed, before it is killed."""
@@ -47,10 +49,24 @@ class DockerRuntime:
 
     name = "docker"
 
-    def __init__(self, engine: DockerEngine | EngineAddress | str, images: ImageStore, volumes: Path, run: Run) -> None:
+    def __init__(
+        self,
+        engine: DockerEngine | EngineAddress | str,
+        images: ImageStore,
+        volumes: Path,
+        run: Run,
+        *,
+        secrets: Secrets | None = None,
+        mounts: MountGuard | None = None,
+        container_runtime: str = "",
+    ) -> None:
+        """`container_runtime` is the engine's runtime for entries that name none; empty is the engine's default."""
         self._engine = engine if isinstance(engine, DockerEngine) else DockerEngine(engine)
         self._images = images
-        self._volumes = volumes
+        self._handover = Handover(volumes, secrets or Secrets(), mounts or MountGuard((), ()))
+        self._launcher = Launcher(images)
+        self._container_runtime = container_runtime
+        self._facts: dict[str, ImageFacts] = {}
         self._run = run
         self._client: docker.APIClient | None = None
         self.reconciler: Reconciler | None = None
@@ -92,23 +108,26 @@ class DockerRuntime:
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
         client = self._require_client()
         image = await self._image(entry, log)
-        folders = self._folders(entry)
+        handed = await self._handover.collect(entry)
         name = self._run.hold(entry.id)
-        spec = specification(
-            entry,
-            image,
-            user=self._user(),
-            folders=folders,
-            labels=self._run.labels("container", name, entry.id),
-        )
+        try:
+            given = await self._given(client, entry, name, handed, log)
+            spec = specification(entry, image, await self._image_facts(client, image), given)
+        except BaseException as exc:
+            self._run.release(name)
+            if isinstance(exc, (*_Failures, errors.ImageError)):
+                raise errors.UpstreamUnavailable(f"server {entry.id} is not started: {short(exc)}") from exc
+            raise
+        log.hides = handed.redactor
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
         # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
         creating = asyncio.get_running_loop().create_task(self._create(client, spec, name))
         try:
             created = await asyncio.shield(creating)
+            await self._handover.recheck(handed)
             channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
-            await channel.attach()
+            await channel.attach(handed.opening() if given.launcher_volume else b"")
             await self._engine.guard(lambda: client.start(created["Id"]), shield=True)
         except BaseException as exc:
             self._run.release(name)
@@ -131,22 +150,50 @@ class DockerRuntime:
 
         return await self._engine.guard(create, shield=True)
 
-    @staticmethod
-    def _user() -> str:
-        uid = os.getuid()
-        return f"{uid}:{os.getgid()}" if uid else f"{CONTAINER_UID}:{CONTAINER_UID}"
+    async def _given(self, client: docker.APIClient, entry: Entry, name: str, handed: Handed, log: ServerLog) -> Given:
+        """What this container is given beside its entry.
 
-    def _folders(self, entry: Entry) -> list[Folder]:
-        """The host folder and mount point of each volume, made on first use and private to the server's user."""
-        folders = []
-        for volume in entry.volumes:
-            path = self._volumes / entry.id / volume.name
-            if not path.exists():
-                path.mkdir(mode=0o700, parents=True)
-                if os.getuid() == 0:
-                    os.chown(path, CONTAINER_UID, CONTAINER_UID)
-            folders.append(Folder(path, volume.target))
-        return folders
+        Raises:
+            UpstreamUnavailable: the engine cannot do what the entry asks for.
+            ImageError: there is no launcher.
+        """
+        if handed.opened and not self._engine.address.url.startswith("unix://"):
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} wants folders of this machine mounted, but the engine at {self._engine.address} is "
+                "another machine's"
+            )
+        volume = ""
+        if handed.needs_launcher:
+            volume = await self._launcher.volume(lambda line: log.write("gateway", line))
+        uid = os.getuid()
+        return Given(
+            user=f"{uid}:{os.getgid()}" if uid else f"{CONTAINER_UID}:{CONTAINER_UID}",
+            labels=self._run.labels("container", name, entry.id),
+            folders=handed.folders,
+            launcher_volume=volume,
+            plain=handed.plain,
+            network="bridge" if entry.network == "internet" else "none",
+            container_runtime=await self._runtime(client, entry),
+        )
+
+    async def _runtime(self, client: docker.APIClient, entry: Entry) -> str:
+        wanted = entry.container_runtime or self._container_runtime
+        if not wanted:
+            return ""
+        info = await self._engine.guard(client.info)
+        listed = sorted(info.get("Runtimes") or {})
+        if wanted not in listed:
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} wants the container runtime {wanted}, which the engine does not list (it has "
+                f"{', '.join(listed) or 'none'}); install it and add it to the engine's settings"
+            )
+        return wanted
+
+    async def _image_facts(self, client: docker.APIClient, image: Image) -> ImageFacts:
+        if image.id not in self._facts:
+            inspected = await self._engine.guard(lambda: client.inspect_image(image.id))  # type: ignore[no-untyped-call]
+            self._facts[image.id] = ImageFacts.of(inspected)
+        return self._facts[image.id]
 
     async def connect_attach(self, id: str, channel: LineChannel) -> AttachProtocol:
         path = f"/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"
@@ -216,12 +263,18 @@ class DockerChannel(LineChannel):
         self._exit: Answer | None = None
         self._explaining: asyncio.Task[None] | None = None
         self._closing = False
+        self._launched = False
+        """The launcher starts the server."""
         self._abandoned = False
         """Its start failed: nobody waits for the reason of its end."""
 
-    async def attach(self) -> None:
+    async def attach(self, opening: bytes) -> None:
+        """`opening` is what the launcher reads before the server's own input."""
         self._exit = self._runtime.wait_for_exit(self._id)
         self._protocol = await self._runtime.connect_attach(self._id, self)
+        self._launched = bool(opening)
+        if opening and self._write_end is not None:
+            self._write_end.write(opening)
 
     def end(self, reason: str) -> None:
         """The attach stream is over; find out why before telling the receiver."""
@@ -242,6 +295,8 @@ class DockerChannel(LineChannel):
         if code == 137 and not self._closing:
             limit = self._entry.limits.memory_mib
             return f"its container was killed (exit code 137), most likely by its memory limit of {limit} MiB"
+        if code in (REFUSED, CHANGED) and self._launched:
+            return f"its launcher stopped before the server ran (exit code {code}): {self.log.last(1)}"
         if code in (126, 127):
             # What Docker's init process and shells answer for a program that is not there or may not be executed.
             what = "was not found" if code == 127 else "may not be executed"

@@ -9,15 +9,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
 from catalog import Entry
 from gateway import errors
+from gateway.mounts import MountGuard
 from gateway.packages import InstalledPackage, PackageStore
 from gateway.runs import MARK, Run
+from gateway.runtimes.handover import Handover
+from gateway.runtimes.launcher import SECRETS_FOLDER
+from gateway.secrets import Secrets, SecretValue
 from gateway.serverlog import ServerLog
 from gateway.wire.channel import Receiver
 from gateway.wire.lines import LineChannel, LineTooLong
@@ -41,9 +45,10 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, packages: PackageStore, volumes: Path, run: Run) -> None:
+    def __init__(self, packages: PackageStore, volumes: Path, run: Run, secrets: Secrets | None = None) -> None:
         self._run = run
         self._packages = packages
+        self._handover = Handover(volumes, secrets or Secrets(), MountGuard((), ()))
         self._volumes = volumes
         self._bwrap = shutil.which("bwrap")
 
@@ -65,28 +70,51 @@ class ProcessRuntime:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> ProcessChannel:
+        self._refuse_what_only_containers_can(entry)
         installed = await self._installed(entry, log)
-        folders = self._folders(entry)
-        argv = self._argv(entry, installed, folders)
+        handed = await self._handover.collect(entry)
+        if handed.files and self._bwrap is None:
+            raise errors.UpstreamUnavailable(
+                f"server {entry.id} reads secrets from files, which needs bubblewrap or the Docker Engine here"
+            )
+        folders = {folder.target: folder.source for folder in handed.folders}
         path = os.pathsep.join([*map(str, installed.path_dirs), "/usr/local/bin", "/usr/bin", "/bin"])
         home = self._volumes / entry.id / "home"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = {"PATH": path, "HOME": "/tmp" if self._bwrap else str(home), "LANG": "C.UTF-8"}  # noqa: S108
         env |= {**installed.env, **self._relocated_env(entry, folders), MARK: self._run.mark}
-        try:
-            return await spawn(argv, env=env, cwd=str(home), receiver=receiver, log=log, label=self.label)
-        except OSError as exc:
-            raise errors.UpstreamUnavailable(f"server {entry.id} could not be started: {exc}") from exc
+        # Its own environment: only its user and root can read that, and inside a sandbox of its own nobody else's.
+        env |= {name: one.reveal().decode() for name, one in {**handed.plain, **handed.env}.items()}
+        log.hides = handed.redactor
+        with _open_files(handed.files) as files:
+            argv = self._argv(entry, installed, folders, files)
+            try:
+                return await spawn(
+                    argv, env=env, cwd=str(home), receiver=receiver, log=log, label=self.label, files=files.values()
+                )
+            except OSError as exc:
+                raise errors.UpstreamUnavailable(f"server {entry.id} could not be started: {exc}") from exc
 
-    def _folders(self, entry: Entry) -> dict[str, Path]:
-        folders = {}
-        for volume in entry.volumes:
-            path = self._volumes / entry.id / volume.name
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folders[volume.target] = path
-        return folders
+    @staticmethod
+    def _refuse_what_only_containers_can(entry: Entry) -> None:
+        """A process shares the kernel's view of network and devices with everybody, or has none at all.
 
-    def _argv(self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path]) -> list[str]:
+        Raises:
+            UpstreamUnavailable: the entry asks for something that only a container can be held to.
+        """
+        reasons = []
+        if entry.hosts:
+            reasons.append("may reach certain hosts only, and the traffic of a process is not filtered")
+        if entry.mounts:
+            reasons.append("wants folders of this machine mounted, which could be exchanged under a process")
+        if entry.container_runtime:
+            reasons.append(f"wants the container runtime {entry.container_runtime}")
+        if reasons:
+            raise errors.UpstreamUnavailable(f"server {entry.id} {'; it '.join(reasons)}: it needs the Docker Engine")
+
+    def _argv(
+        self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path], files: Mapping[str, int]
+    ) -> list[str]:
         program = next(
             (found for d in installed.path_dirs if (found := shutil.which(entry.command[0], path=str(d)))),
             None,
@@ -95,9 +123,11 @@ class ProcessRuntime:
             raise errors.UpstreamUnavailable(f"package of {entry.id} installed no program named {entry.command[0]!r}")
         if self._bwrap is None:
             return [*_die_with_parent(), program, *(_relocated(arg, folders) for arg in entry.command[1:])]
-        return [*self._sandbox(entry, installed, folders), program, *entry.command[1:]]
+        return [*self._sandbox(entry, installed, folders, files), program, *entry.command[1:]]
 
-    def _sandbox(self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path]) -> list[str]:
+    def _sandbox(
+        self, entry: Entry, installed: InstalledPackage, folders: Mapping[str, Path], files: Mapping[str, int]
+    ) -> list[str]:
         """The bubblewrap command line: system folders and the package read-only, volumes writable, nothing else."""
         argv = [self._bwrap or "", "--die-with-parent", "--new-session", "--unshare-all", "--cap-drop", "ALL"]
         if entry.network == "internet":
@@ -107,14 +137,15 @@ class ProcessRuntime:
                 argv += ["--symlink", str(Path(folder).readlink()), folder]
             elif Path(folder).exists():
                 argv += ["--ro-bind", folder, folder]
-        files = COMMON_FILES + (NETWORK_FILES if entry.network == "internet" else ())
-        for file in files:
+        for file in COMMON_FILES + (NETWORK_FILES if entry.network == "internet" else ()):
             argv += ["--ro-bind-try", file, file]
         argv += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]  # noqa: S108  # the sandbox's own
         for visible in _outside_system(installed):
             argv += ["--ro-bind", str(visible), str(visible)]
         for target, path in folders.items():
             argv += ["--bind", str(path), target]
+        for name, fd in files.items():
+            argv += ["--perms", "0400", "--ro-bind-data", str(fd), f"{SECRETS_FOLDER}/{name}"]
         return [*argv, "--chdir", "/tmp", "--"]  # noqa: S108
 
     def _relocated_env(self, entry: Entry, folders: Mapping[str, Path]) -> dict[str, str]:
@@ -127,9 +158,17 @@ class ProcessRuntime:
 
 
 async def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: str, receiver: Receiver, log: ServerLog, label: str
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    receiver: Receiver,
+    log: ServerLog,
+    label: str,
+    files: Iterable[int] = (),
 ) -> ProcessChannel:
-    """Start a program whose stdin and stdout are the channel. `label` says how it is confined.
+    """Start a program whose stdin and stdout are the channel. `label` says how it is confined; `files` are the
+    descriptors it inherits beside.
 
     Raises:
         OSError: it cannot be started.
@@ -137,11 +176,26 @@ async def spawn(
     channel = ProcessChannel(receiver, log, label)
     _keep_descriptors()
     transport, _ = await asyncio.get_running_loop().subprocess_exec(
-        lambda: _ServerProcess(channel), *argv, env=env, cwd=cwd, start_new_session=True
+        lambda: _ServerProcess(channel), *argv, env=env, cwd=cwd, start_new_session=True, pass_fds=tuple(files)
     )
     channel.started(transport)
     log.write("gateway", f"started process {transport.get_pid()} {label}")
     return channel
+
+
+@contextmanager
+def _open_files(files: Mapping[str, SecretValue]) -> Iterator[Mapping[str, int]]:
+    """Each file's content behind a descriptor of memory, closed here once the program has it."""
+    opened = {}
+    try:
+        for name, value in files.items():
+            opened[name] = os.memfd_create("secret", os.MFD_CLOEXEC)
+            os.write(opened[name], value.reveal())
+            os.lseek(opened[name], 0, os.SEEK_SET)
+        yield opened
+    finally:
+        for fd in opened.values():
+            os.close(fd)
 
 
 def _keep_descriptors() -> None:

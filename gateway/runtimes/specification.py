@@ -4,44 +4,96 @@ Pure: knows entries and images, and neither an engine nor whether anything was e
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from catalog import Entry
+from catalog.reference import check_target
+from gateway.errors import UpstreamUnavailable
 from gateway.images import Image
+from gateway.runtimes import launcher
+from gateway.secrets import SecretValue
 
 MAX_OPEN_FILES: Final = 4096
 MAX_PROCESSES: Final = 32_768
 """Of the container's user on the whole host, so not a limit of one server (that is PidsLimit): Podman would ask for
 more than root may have where CAP_SYS_RESOURCE is missing."""
 MAX_MOUNTED_TMP_MIB: Final = 1024
+MAX_IMAGE_VOLUMES: Final = 16
+INODES_PER_MIB: Final = 256
 MIB: Final = 1024 * 1024
 SHM_BYTES: Final = 16 * MIB
 WRITABLE: Final = "rw,noexec,nosuid,nodev"
+TMP: Final = "/tmp"  # noqa: S108  # the container's own
+OOM_SCORE: Final = 500
+"""When the whole machine is out of memory, a server goes before the gateway does."""
 
 
 class Folder(NamedTuple):
-    """A folder of the host that the container sees."""
+    """A folder or file of the host that the container sees."""
 
     source: Path
     target: str
     writable: bool = True
 
 
-def specification(
-    entry: Entry, image: Image, *, user: str, folders: Sequence[Folder], labels: Mapping[str, str]
-) -> dict[str, Any]:
-    """The complete create request for one server (Engine API v1.41, ContainerCreate)."""
-    limits = entry.limits
-    memory = limits.memory_mib * MIB
-    tmp = f"{WRITABLE},size={min(limits.tmpfs_mib, MAX_MOUNTED_TMP_MIB)}m,mode=1777"
+class ImageFacts(NamedTuple):
+    """What an image says of itself, as far as anybody listens: its program, and what must be put out of effect."""
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, inspected: Mapping[str, Any]) -> Self:
+        """From the engine's answer to ImageInspect."""
+        config = inspected.get("Config") or {}
+        return cls(
+            tuple(config.get("Entrypoint") or ()),
+            tuple(config.get("Cmd") or ()),
+            tuple(sorted(config.get("Volumes") or ())),
+            tuple(sorted(config.get("Labels") or ())),
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one container is given beside its entry and image."""
+
+    user: str
+    labels: Mapping[str, str]
+    folders: Sequence[Folder] = ()
+    launcher_volume: str = ""
+    """Where set, the launcher starts the server."""
+    plain: Mapping[str, SecretValue] = field(default_factory=dict)
+    """Secrets that the entry wants in the container's own environment, by variable."""
+    network: str = "none"
+    dns: str = ""
+    """The only name server; empty where there is no network of its own."""
+    container_runtime: str = ""
+
+
+def specification(entry: Entry, image: Image, facts: ImageFacts, given: Given) -> dict[str, Any]:
+    """The complete create request for one server (Engine API v1.41, ContainerCreate).
+
+    Raises:
+        UpstreamUnavailable: the image declares a volume where nothing may be mounted.
+    """
+    memory = entry.limits.memory_mib * MIB
+    env = {"HOME": TMP, **entry.env, **{name: one.reveal().decode() for name, one in given.plain.items()}}
     return {
         "Image": image.id,
-        "Cmd": list(entry.command if image.origin == "local" else entry.args) or None,
-        "User": user,
-        "Env": [f"{name}={value}" for name, value in ({"HOME": "/tmp"} | dict(entry.env)).items()],  # noqa: S108
-        "Labels": dict(labels),
+        **_program(entry, image, facts, given),
+        "User": given.user,
+        "Env": [f"{name}={value}" for name, value in env.items()],
+        # A label of the image would be one of the container, where other programs of the host act on labels.
+        "Labels": {**dict.fromkeys(facts.labels, ""), **given.labels},
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGTERM",
         "Tty": False,
         "OpenStdin": True,
         "StdinOnce": True,
@@ -49,29 +101,85 @@ def specification(
         "AttachStdout": True,
         "AttachStderr": True,
         "HostConfig": {
-            "Binds": [f"{one.source}:{one.target}:{'rw' if one.writable else 'ro'}" for one in folders],
-            "NetworkMode": "bridge" if entry.network == "internet" else "none",
+            "Binds": [f"{one.source}:{one.target}:{'rw' if one.writable else 'ro'}" for one in given.folders],
+            "Mounts": _launcher_mount(given),
+            "NetworkMode": given.network,
+            "Dns": [given.dns] if given.dns else [],
             "RestartPolicy": {"Name": "no"},
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "Privileged": False,
             "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": tmp},  # noqa: S108  # the container's own
+            "Tmpfs": _tmpfs(entry, image, facts, given),
             "IpcMode": "private",
             "CgroupnsMode": "private",
-            "Ulimits": [
-                {"Name": "nofile", "Soft": MAX_OPEN_FILES, "Hard": MAX_OPEN_FILES},
-                {"Name": "core", "Soft": 0, "Hard": 0},
-                {"Name": "nproc", "Soft": MAX_PROCESSES, "Hard": MAX_PROCESSES},
-            ],
+            "Ulimits": _ulimits(entry),
             # Without a log driver no result is stored on disk by the engine; attach works all the same.
             "LogConfig": {"Type": "none", "Config": {}},
             "Memory": memory,
             "MemorySwap": memory,
-            "NanoCpus": int(limits.cpus * 1e9),
-            "PidsLimit": limits.pids,
+            "NanoCpus": int(entry.limits.cpus * 1e9),
+            "PidsLimit": entry.limits.pids,
+            "OomScoreAdj": OOM_SCORE,
             "ShmSize": SHM_BYTES,
             "Init": True,
             "AutoRemove": True,
+            **({"Runtime": given.container_runtime} if given.container_runtime else {}),
+            **({"DeviceRequests": [_gpus(entry.limits.gpus)]} if entry.limits.gpus else {}),
         },
     }
+
+
+def _program(entry: Entry, image: Image, facts: ImageFacts, given: Given) -> dict[str, Any]:
+    """A published image runs its own entrypoint, a local one the entry's command; the launcher first, if needed."""
+    arguments = list(entry.command if image.origin == "local" else entry.args)
+    if not given.launcher_volume:
+        return {"Cmd": arguments or None}
+    own = [] if image.origin == "local" else list(facts.entrypoint)
+    return {"Entrypoint": list(launcher.ENTRYPOINT), "Cmd": [*own, *(arguments or facts.command)]}
+
+
+def _launcher_mount(given: Given) -> list[dict[str, Any]]:
+    if not given.launcher_volume:
+        return []
+    options = {"NoCopy": True}
+    return [
+        {
+            "Type": "volume",
+            "Source": given.launcher_volume,
+            "Target": launcher.MOUNT,
+            "ReadOnly": True,
+            "VolumeOptions": options,
+        }
+    ]
+
+
+def _tmpfs(entry: Entry, image: Image, facts: ImageFacts, given: Given) -> dict[str, str]:
+    size_mib = min(entry.limits.tmpfs_mib, MAX_MOUNTED_TMP_MIB)
+    options = f"{WRITABLE},size={size_mib}m,nr_inodes={size_mib * INODES_PER_MIB},mode=1777"
+    found = {TMP: options}
+    if any(secret.file for secret in entry.secrets):
+        uid, _, gid = given.user.partition(":")
+        found[launcher.SECRETS_FOLDER] = f"{WRITABLE},size=4m,nr_inodes=64,mode=0700,uid={uid},gid={gid}"
+    taken = {TMP, *(folder.target for folder in given.folders)}
+    if len(facts.volumes) > MAX_IMAGE_VOLUMES:
+        raise UpstreamUnavailable(f"image {image.reference} declares more than {MAX_IMAGE_VOLUMES} volumes")
+    for declared in facts.volumes:
+        target = posixpath.normpath(declared)
+        if target in taken:
+            continue
+        try:
+            found[check_target(target)] = options
+        except ValueError as exc:
+            raise UpstreamUnavailable(f"image {image.reference} declares a volume that is refused: {exc}") from exc
+    return found
+
+
+def _ulimits(entry: Entry) -> list[dict[str, Any]]:
+    largest = entry.limits.volume_mib * MIB
+    limits = {"nofile": MAX_OPEN_FILES, "core": 0, "nproc": MAX_PROCESSES, "fsize": largest}
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
+
+
+def _gpus(count: int) -> dict[str, Any]:
+    return {"Driver": "", "Count": count, "Capabilities": [["gpu"]]}

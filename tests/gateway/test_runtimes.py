@@ -352,7 +352,9 @@ async def test_a_container_has_nothing_it_was_not_given(tmp_path: Path, cache_di
     assert host["Privileged"] is False
     assert host["ReadonlyRootfs"] is True
     assert list(host["Tmpfs"]) == ["/tmp"]
-    assert {"rw", "noexec", "nosuid", "nodev", "size=32m", "mode=1777"} == set(host["Tmpfs"]["/tmp"].split(","))
+    assert {"rw", "noexec", "nosuid", "nodev", "size=32m", "nr_inodes=8192", "mode=1777"} == set(
+        host["Tmpfs"]["/tmp"].split(",")
+    )
     assert host["PidsLimit"] == 40
     assert host["Memory"] == host["MemorySwap"] == 200 * mib
     assert host["NanoCpus"] == 500_000_000

@@ -25,7 +25,7 @@ def test_without_variables_the_defaults_and_xdg_folders_hold() -> None:
     assert settings.docker_host == "tcp://127.0.0.1:1"
 
 
-def test_every_setting_is_a_variable() -> None:
+def test_every_setting_is_a_variable(tmp_path: Path) -> None:
     environ = {
         "LOCKGATE_HOST": "::1",
         "LOCKGATE_PORT": "9000",
@@ -39,10 +39,27 @@ def test_every_setting_is_a_variable() -> None:
         "LOCKGATE_MODEL": "m",
         "LOCKGATE_CONTEXT_TOKENS": "4096",
         "LOCKGATE_PAGE_SIZE": "10",
+        "LOCKGATE_CONTAINER_RUNTIME": "runsc",
+        "LOCKGATE_MOUNT_ROOTS": f"{tmp_path}/a:{tmp_path}/b",
+        "LOCKGATE_SECRETS_DIR": "/s",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
-        "::1", 9000, Path("/a"), Path("/b"), Path("/c.yaml"), "p", "process", "unix:///d", Path("/e"), "m", 4096, 10
+        "::1",
+        9000,
+        Path("/a"),
+        Path("/b"),
+        Path("/c.yaml"),
+        "p",
+        "process",
+        "unix:///d",
+        Path("/e"),
+        "m",
+        4096,
+        10,
+        "runsc",
+        (tmp_path / "a", tmp_path / "b"),
+        Path("/s"),
     )
     assert settings.url == "http://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)

@@ -1,0 +1,91 @@
+"""The leak sweep: looks for known values in whatever a test hands it, in every form in which they might turn up.
+
+Knows no gateway."""
+
+import base64
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import docker
+
+
+def shapes(value: str) -> set[bytes]:
+    """The forms in which a value is looked for: raw, its lines, hex, URL, JSON, base64 at each alignment."""
+    raw = value.encode()
+    found = {raw, *raw.splitlines(), raw.hex().encode(), raw.hex().upper().encode()}
+    found |= {quote(value, safe="").encode(), quote_plus(value).encode()}
+    found |= {json.dumps(value)[1:-1].encode(), json.dumps(value, ensure_ascii=False)[1:-1].encode()}
+    for before in range(3):
+        code = base64.b64encode(b"\0" * before + raw)
+        found.add(code[4 : (before + len(raw)) // 3 * 4])
+    return {one for one in found if len(one) >= 8}
+
+
+def assert_absent(where: str, data: bytes, values: Iterable[str]) -> None:
+    """Fail if one of the values is in the data; the message shows the place and not the value."""
+    for value in values:
+        assert not any(shape in data for shape in shapes(value)), f"a secret is in {where}"
+
+
+def sweep_files(folder: Path, values: Iterable[str]) -> int:
+    """Look into every file below the folder; how many there were."""
+    n = 0
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            assert_absent(str(file), file.read_bytes(), values)
+            n += 1
+    return n
+
+
+def sweep_processes(values: Iterable[str]) -> int:
+    """Look into the arguments of every process of this machine; how many there were."""
+    n = 0
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                assert_absent("the arguments of a process", (process / "cmdline").read_bytes(), values)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            n += 1
+    return n
+
+
+def sweep_engine(client: docker.APIClient, container: str, since: int, until: int, values: Iterable[str]) -> None:
+    """Look into everything the engine tells about one running container and its image."""
+
+    def text(found: Any) -> bytes:
+        return json.dumps(found, ensure_ascii=False, default=str).encode()
+
+    inspected = client.inspect_container(container)
+    assert_absent("docker inspect", text(inspected), values)
+    assert_absent("docker ps", text(client.containers(all=True)), values)
+    assert_absent("docker top", text(client.top(container, "-eo pid,args")), values)
+    assert_absent("docker events", b"".join(client.events(since=since, until=until, decode=False)), values)
+    assert_absent("docker history", text(client.history(inspected["Image"])), values)
+    assert_absent("docker image inspect", text(client.inspect_image(inspected["Image"])), values)
+    assert_absent("docker diff", text(client.diff(container)), values)
+    for volume in client.volumes()["Volumes"] or []:
+        assert_absent("docker volume inspect", text(volume), values)
+
+
+def sweep_layers(client: docker.APIClient, container: str, folder: Path, values: Iterable[str]) -> int:
+    """Look into the container's own layer on top of its image, as `docker export` gives it; how many files there were
+    that the image does not have."""
+    changed = {one["Path"] for one in client.diff(container) or []}
+    packed = folder / "exported.tar"
+    with packed.open("wb") as out:
+        for chunk in client.export(container):
+            out.write(chunk)
+    n = 0
+    with tarfile.open(packed) as archive:
+        for member in archive:
+            if member.isfile() and "/" + member.name.lstrip("./") in changed:
+                file = archive.extractfile(member)
+                assert_absent(f"the container's layer, {member.name}", file.read() if file else b"", values)
+                n += 1
+    packed.unlink()
+    return n
