@@ -126,7 +126,8 @@ class McpEndpoint:
         if id:
             session = self.sessions.find(id, principal, profile)
             if session is None:
-                await _refuse(send, 404, envelope.INVALID_REQUEST, "Session not found; initialize again")
+                text = "Session not found; initialize again"
+                await _answer(send, 404, envelope.error(_id_in(body), envelope.INVALID_REQUEST, text))
                 return
             await self._in_session(session, body, headers, send)
         else:
@@ -410,6 +411,14 @@ async def _answer(send: Send, status: int, body: bytes, extra: tuple[tuple[bytes
         headers.append(_JSON)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _id_in(body: bytes) -> bytes:
+    """The id of the request in a body that is refused all the same; null if there is none."""
+    try:
+        return bytes(envelope.decode_from_client(body).id) or b"null"
+    except WireError as exc:
+        return exc.id
 
 
 async def _refuse(send: Send, status: int, code: int, text: str) -> None:
