@@ -62,11 +62,7 @@ class Parked:
         Raises:
             WireError: an answer is not an object.
         """
-        given = {key: raw for key, raw in answers.items() if key in self.questions}
-        for key, raw in given.items():
-            if bytes(raw)[:1] != b"{":
-                raise WireError(envelope.INVALID_PARAMS, f"inputResponses.{key[:64]} must be an object")
-        for key, raw in given.items():
+        for key, raw in objects({key: raw for key, raw in answers.items() if key in self.questions}).items():
             self.upstream.answer(self.questions.pop(key), bytes(raw))
 
     def requests(self) -> dict[str, Raw]:
@@ -198,6 +194,18 @@ def keyed(questions: list[Question]) -> dict[str, Question]:
             key += "_"
         found[key] = question
     return found
+
+
+def objects(answers: Mapping[str, Raw]) -> dict[str, Raw]:
+    """The same answers.
+
+    Raises:
+        WireError: one is not an object.
+    """
+    for key, raw in answers.items():
+        if bytes(raw)[:1] != b"{":
+            raise WireError(envelope.INVALID_PARAMS, f"inputResponses.{key[:64]} must be an object")
+    return dict(answers)
 
 
 def _request(method: str, params: bytes) -> Raw:

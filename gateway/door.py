@@ -325,16 +325,16 @@ class Door:
         """The call that a modern client continues, taken out of the request; None for a new call.
 
         Raises:
-            WireError: the state is forged, of another request, or too old.
+            WireError: the state is forged, of another request, or too old, or an answer is not an object.
         """
         raw_answers, raw_state = members.pop("inputResponses", None), members.pop("requestState", None)
         answers = envelope.fields(raw_answers) if raw_answers is not None else {}
         if raw_state is None:
             # Without state there is nothing to continue; a modern server may still know what the answers are for.
-            return Resume(Retry(None), answers) if answers else None
+            return Resume(Retry(None), bridge.objects(answers)) if answers else None
         ticket = self._seal.open(envelope.text(raw_state, "requestState"), like)
         if not ticket.parked:
-            return Resume(Retry(Raw(ticket.state.encode()) if ticket.state else None), answers)
+            return Resume(Retry(Raw(ticket.state.encode()) if ticket.state else None), bridge.objects(answers))
         parked = self._parking.leave(ticket.parked)
         if parked is None:
             raise WireError(envelope.INVALID_PARAMS, "requestState is not valid: the call is over")
