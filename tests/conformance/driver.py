@@ -21,12 +21,15 @@ import mcp_types as types
 from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
+from tests.conformance import emitted
 from tests.conformance.front import gateway, remote_entry
 from tests.conformance.process import Ended
+from tests.conformance.relay import Relay
+from tests.conformance.suite import SCENARIO_TIMEOUT_S
 
 MODERN: Final = "2026-07-28"
-SCENARIO_TIMEOUT_S: Final = 25
-"""The suite ends the command after 30 s."""
+DRIVE_TIMEOUT_S: Final = SCENARIO_TIMEOUT_S * 0.75
+"""Before the suite ends the command."""
 META: Final = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
     "io.modelcontextprotocol/clientInfo": {"name": "conformance-driver", "version": "1"},
@@ -161,9 +164,13 @@ def _post(url: str, method: str, name: str, arguments: dict[str, Any]) -> Any:
 
 async def drive(scenario: str, url: str, revision: str, is_straight: bool) -> None:
     driver = Driver(url, revision, is_straight=is_straight)
-    with anyio.fail_after(SCENARIO_TIMEOUT_S):
+    with anyio.fail_after(DRIVE_TIMEOUT_S):
         async with driver.client:
             await SCENARIOS[scenario](driver)
+
+
+def _cache() -> Path:
+    return Path(os.environ["CONFORMANCE_CACHE"])
 
 
 def main() -> int:
@@ -177,9 +184,15 @@ def main() -> int:
         if "CONFORMANCE_STRAIGHT" in os.environ:
             anyio.run(drive, scenario, upstream, revision, True)
             return 0
-        cache, log = Path(os.environ["CONFORMANCE_CACHE"]), Path(os.environ["CONFORMANCE_GATEWAY_LOG"])
-        with gateway(remote_entry(upstream, interactive=revision != MODERN), cache, log) as url:
-            anyio.run(drive, scenario, url, revision, False)
+        folder = Path(os.environ["CONFORMANCE_GATEWAY"])
+        with (
+            Relay(upstream) as behind,
+            gateway(remote_entry(behind.url, interactive=revision != MODERN), _cache(), folder / "gateway.log") as url,
+            Relay(url) as before,
+        ):
+            anyio.run(drive, scenario, before.url, revision, False)
+        seen = [*emitted.to_clients(before.exchanges, revision), *emitted.to_http_servers(behind.exchanges)]
+        emitted.write(folder / "emitted.jsonl", seen)
     except (Ended, MCPError) as exc:
         print(exc, file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from typing import Final
 from tests.conformance.process import Background
 
 SCRIPT: Final = Path(__file__).parents[1] / "servers" / "conformance.py"
-READY_S: Final = 60
+READY_S: Final = 120
+KEPT_S: Final = 24 * 3600
 PROGRAM: Final = "lockgate-conformance-fixture"
 MODULE: Final = "lockgate_conformance_fixture"
 REQUIRES: Final = "mcp>=2.3,<2.4"
@@ -62,9 +64,12 @@ def build_wheel(folder: Path) -> Path:
 
 
 def forget_earlier(cache: Path) -> None:
-    """Remove what earlier versions of the script left: their wheels and the gateway's installations of them."""
+    """Remove what earlier versions of the script left: their wheels and the gateway's installations of them.
+
+    Another checkout may be at work with another version; it is left a day.
+    """
     for path in [*cache.glob(f"wheels/{MODULE}-*"), *cache.glob(f"gateway/packages/pypi/{PROGRAM}-*")]:
-        if f"-{version()}-" not in path.name:
+        if f"-{version()}-" not in path.name and time.time() - path.stat().st_mtime > KEPT_S:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

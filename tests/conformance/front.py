@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -23,7 +24,8 @@ from tests.conformance.process import Background, Ended
 ROOT: Final = Path(__file__).parents[2]
 LOCKGATE: Final = (sys.executable, "-c", "from gateway.cli import main; main()")
 SERVER: Final = "fixture"
-READY_S: Final = 60
+RECORD: Final = "record"
+READY_S: Final = 120
 START_S: Final = 300
 """The first start after a change of the fixture installs it with the SDK it needs."""
 
@@ -34,10 +36,11 @@ def remote_entry(url: str, *, interactive: bool) -> dict[str, Any]:
 
 
 def package_entry(era: str, *, interactive: bool) -> dict[str, Any]:
-    """An entry for the packed fixture, spoken to over stdio."""
+    """An entry for the packed fixture, spoken to over stdio. It keeps a record of its lines in a volume."""
     package = {"ecosystem": "pypi", "name": fixture.PROGRAM, "version": fixture.version()}
-    command = [fixture.PROGRAM, "--transport", "stdio", "--era", era]
-    return _entry({"package": package, "command": command}, interactive=interactive)
+    command = [fixture.PROGRAM, "--transport", "stdio", "--era", era, "--record", f"/{RECORD}"]
+    volumes = [{"name": RECORD, "target": f"/{RECORD}"}]
+    return _entry({"package": package, "command": command, "volumes": volumes}, interactive=interactive)
 
 
 def _entry(way: Mapping[str, Any], *, interactive: bool) -> dict[str, Any]:
@@ -49,6 +52,8 @@ def _entry(way: Mapping[str, Any], *, interactive: bool) -> dict[str, Any]:
 @contextmanager
 def gateway(entry: Mapping[str, Any], cache: Path, log: Path) -> Iterator[str]:
     """A gateway whose only profile offers the entry under plain names; gives its endpoint once the server runs.
+
+    What a server over stdio recorded lies in `RECORD` beside the log afterwards.
 
     Raises:
         Ended: the gateway or the server did not start; says why.
@@ -64,6 +69,10 @@ def gateway(entry: Mapping[str, Any], cache: Path, log: Path) -> Iterator[str]:
             _start_server(program, running)
             yield f"{running['url']}/mcp"
             program.check()
+        recorded, kept = state / "volumes" / SERVER / RECORD, log.parent / RECORD
+        shutil.rmtree(kept, ignore_errors=True)
+        if recorded.is_dir():
+            shutil.copytree(recorded, kept)
 
 
 def _environment(cache: Path, catalog: Path, state: Path) -> dict[str, str]:

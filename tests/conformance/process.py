@@ -16,7 +16,7 @@ from typing import Final, Self, TypeVar
 T = TypeVar("T")
 
 POLL_S: Final = 0.02
-STOP_S: Final = 20
+STOP_S: Final = 60
 """After SIGTERM; then it is killed."""
 LOG_LINES: Final = 15
 

@@ -1,20 +1,25 @@
-"""The conformance suite as an installed program: which scenarios it has, and one run of one of them.
+"""The conformance suite as an installed program: which scenarios it has, and runs of one or all of them.
 
 Knows npm and the suite's command line and files; nothing of what is judged.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
+
+from tests.conformance.emitted import Emitted
 
 Role = Literal["server", "client"]
 Verdict = Literal["ok", "FAIL", "none"]
@@ -23,8 +28,14 @@ HERE: Final = Path(__file__).parent
 REVISIONS: Final = ("2025-06-18", "2025-11-25", "2026-07-28")
 INSTALL_TIMEOUT_S: Final = 600
 LIST_TIMEOUT_S: Final = 60
-RUN_TIMEOUT_S: Final = 120
-"""For one scenario. They take a second or two; the suite itself gives a client 30 s."""
+SCENARIO_TIMEOUT_S: Final = 120
+"""They take a second or two on a quiet machine. The suite's own measure is 30 s."""
+RUN_TIMEOUT_S: Final = 900
+"""For one start of the suite: one scenario or all of a revision."""
+EXTENSIONS: Final[tuple[str, ...]] = ()
+"""Beginnings of the names of scenarios that no revision requires and that count all the same."""
+FOLDER: Final = re.compile(r"(?:server-)?(?P<name>.+)-(?P<began>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z)")
+"""What the suite names the folder of a run."""
 
 
 class SuiteError(Exception):
@@ -56,6 +67,8 @@ class Outcome:
     scenario: Scenario
     checks: tuple[Check, ...]
     folder: Path
+    began: float
+    """Unix time."""
 
     def count(self, *statuses: str) -> int:
         return sum(check.status in statuses for check in self.checks)
@@ -91,6 +104,12 @@ class Suite:
         Raises:
             SuiteError: npm is missing or fails.
         """
+        self._root.parent.mkdir(parents=True, exist_ok=True)
+        with (self._root.parent / "suite.lock").open("w") as one_at_a_time:
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            self._install()
+
+    def _install(self) -> None:
         lock, installed = HERE / "package-lock.json", self._root / "installed.lock"
         if installed.is_file() and installed.read_bytes() == lock.read_bytes():
             return
@@ -118,37 +137,67 @@ class Suite:
 
     def _required(self, role: Role, revision: str) -> frozenset[str] | None:
         """The revision's frozen list, in its order; None where the suite has none and everything counts."""
-        path = self._package / "requirements" / f"{revision}.yaml"
+        path = self._requirements(revision)
         return frozenset(yaml.safe_load(path.read_text())[role]) if path.is_file() else None
+
+    def _requirements(self, revision: str) -> Path:
+        return self._package / "requirements" / f"{revision}.yaml"
 
     def _suite(self) -> list[str]:
         return [str(self._node), str(self._package / "dist/index.js")]
 
-    def _run(self, argv: list[str], timeout_s: float) -> str:
+    def violations(self, messages: Iterable[Emitted]) -> list[tuple[Emitted, str]]:
+        """The messages that their revision's schema does not allow, and why, as the suite itself would judge them."""
+        messages = list(messages)
+        asked = "".join(
+            json.dumps({"revision": one.revision, "answers": one.answers, "message": one.message}) + "\n"
+            for one in messages
+        )
+        argv = [str(self._node), str(HERE / "schema.mjs"), str(self._package / "dist/index.js")]
+        found = json.loads(self._run(argv, RUN_TIMEOUT_S, asked))
+        return [(one, "; ".join(errors)) for one, errors in zip(messages, found, strict=True) if errors]
+
+    def _run(self, argv: list[str], timeout_s: float, given: str = "") -> str:
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+            done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=timeout_s, check=False)
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise SuiteError(f"{argv[0]} did not work: {exc}") from exc
         if done.returncode != 0:
             raise SuiteError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stderr or done.stdout}")
         return done.stdout
 
-    def judge_server(self, scenario: Scenario, url: str, folder: Path) -> Outcome:
-        """Run a scenario against the server at the URL."""
-        return self._judge(["server", "--url", url], scenario, folder, {})
+    def judge_server(self, url: str, revision: str, folder: Path, only: str | None = None) -> list[Outcome]:
+        """Run all scenarios of a revision against the server at the URL, or only one."""
+        expected = self.scenarios("server", revision)
+        if only is not None:
+            expected = [scenario for scenario in expected if scenario.name == only]
+            chosen = ["--scenario", only, "--spec-version", revision, "--force"]
+        elif self._requirements(revision).is_file():
+            chosen = ["--requirements", revision]
+        else:
+            chosen = ["--suite", "all", "--spec-version", revision]
+        last = self._judge(["server", "--url", url, *chosen], folder, {})
+        found = {outcome.scenario.name: outcome for outcome in self._outcomes(folder, expected)}
+        for scenario in expected:
+            if scenario.name not in found:
+                found[scenario.name] = _nothing(scenario, folder, last)
+        return list(found.values())
 
     def judge_client(self, scenario: Scenario, command: str, folder: Path, env: Mapping[str, str]) -> Outcome:
         """Run a scenario against a client: the command is split at blanks and gets a URL as last argument."""
-        return self._judge(["client", "--command", command], scenario, folder, env)
+        chosen = ["--scenario", scenario.name, "--spec-version", scenario.revision]
+        last = self._judge(["client", "--command", command, *chosen], folder, env)
+        return next(self._outcomes(folder, [scenario]), _nothing(scenario, folder, last))
 
-    def _judge(self, wanted: list[str], scenario: Scenario, folder: Path, env: Mapping[str, str]) -> Outcome:
+    def _judge(self, wanted: list[str], folder: Path, env: Mapping[str, str]) -> str:
+        """Start the suite once; gives its last words."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        options = ["--scenario", scenario.name, "--spec-version", scenario.revision, "-o", str(folder)]
+        argv = [*self._suite(), *wanted, "--timeout", str(SCENARIO_TIMEOUT_S * 1000), "-o", str(folder)]
         with (folder / "console.txt").open("wb") as console:
             try:
                 done: int | str = subprocess.run(
-                    [*self._suite(), *wanted, *options],
+                    argv,
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=subprocess.STDOUT,
@@ -158,18 +207,33 @@ class Suite:
                 ).returncode
             except subprocess.TimeoutExpired:
                 done = f"stopped after {RUN_TIMEOUT_S} s"
-        checks = tuple(_read_checks(folder))
-        if not checks:
-            last = (folder / "console.txt").read_text(errors="replace").strip().splitlines()[-5:]
-            message = "\n".join([f"the suite checked nothing (exit status {done}); its last words:", *last])
-            checks += (Check("harness", "FAILURE", message),)
-        return Outcome(scenario, checks, folder)
+        said = (folder / "console.txt").read_text(errors="replace").strip().splitlines()[-5:]
+        return "\n".join([f"the suite checked nothing (exit status {done}); its last words:", *said])
+
+    def _outcomes(self, folder: Path, expected: Iterable[Scenario]) -> Iterator[Outcome]:
+        """What the suite left in the folder, in the order in which it ran; scenarios nobody expects are not scored."""
+        scenarios = {scenario.name.replace("/", "-"): scenario for scenario in expected}
+        revision = next(iter(scenarios.values())).revision if scenarios else ""
+        found = []
+        for path in folder.rglob("checks.json"):
+            named = FOLDER.fullmatch(path.parent.name)
+            checks = tuple(_read_checks(path))
+            if named is None or not checks:
+                continue
+            name = named["name"]
+            scenario = scenarios.get(name) or Scenario(name, revision, name.startswith(EXTENSIONS))
+            began = datetime.strptime(named["began"], "%Y-%m-%dT%H-%M-%S-%fZ").replace(tzinfo=UTC)
+            found.append(Outcome(scenario, checks, path.parent, began.timestamp()))
+        yield from sorted(found, key=lambda outcome: outcome.began)
 
 
-def _read_checks(folder: Path) -> Iterator[Check]:
-    for path in folder.rglob("checks.json"):
-        for raw in json.loads(path.read_text()):
-            yield Check(raw["id"], raw["status"], _message(raw))
+def _nothing(scenario: Scenario, folder: Path, why: str) -> Outcome:
+    return Outcome(scenario, (Check("harness", "FAILURE", why),), folder, 0.0)
+
+
+def _read_checks(path: Path) -> Iterator[Check]:
+    for raw in json.loads(path.read_text()):
+        yield Check(raw["id"], raw["status"], _message(raw))
 
 
 def _message(raw: Mapping[str, Any]) -> str:

@@ -19,10 +19,14 @@ import hashlib
 import hmac
 import json
 import secrets
+import sys
+import time
+import uuid
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import anyio
@@ -813,9 +817,43 @@ def _version(scope: Scope) -> str | None:
     return next((value.decode() for name, value in scope["headers"] if name == b"mcp-protocol-version"), None)
 
 
-async def serve_stdio(fixture: Fixture) -> None:
+class _Recorded:
+    """Lines of a standard stream, each also written to the record with its time."""
+
+    def __init__(self, lines: Any, way: Literal["in", "out"], record: Path) -> None:
+        self._lines = anyio.wrap_file(lines)
+        self._way = way
+        self._record = record
+
+    def _keep(self, line: str) -> None:
+        with self._record.open("a") as record:
+            record.write(json.dumps({"at": time.time(), "way": self._way, "line": line}) + "\n")
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for line in self._lines:
+            self._keep(line)
+            yield line
+
+    async def write(self, line: str) -> None:
+        self._keep(line)
+        await self._lines.write(line)
+
+    async def flush(self) -> None:
+        await self._lines.flush()
+
+
+def _recorded(folder: Path) -> tuple[Any, Any]:
+    """Standard input and output; each process has a record of its own."""
+    record = folder / f"{uuid.uuid4().hex}.jsonl"
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8")
+    return _Recorded(sys.stdin, "in", record), _Recorded(sys.stdout, "out", record)
+
+
+async def serve_stdio(fixture: Fixture, record: Path | None) -> None:
     options = fixture.server.create_initialization_options()
-    async with stdio_server() as (read, write):
+    stdin, stdout = _recorded(record) if record else (None, None)
+    async with stdio_server(stdin, stdout) as (read, write):
         if fixture.era == "legacy":
             await serve_loop(fixture.server, read, write, lifespan_state={}, init_options=options)
         else:
@@ -827,11 +865,12 @@ def main() -> None:
     parser.add_argument("--transport", choices=["stdio", "http"], required=True)
     parser.add_argument("--era", choices=["legacy", "modern", "both"], required=True)
     parser.add_argument("--port", type=int, default=0, help="HTTP only; printed as PORT=n when it accepts connections")
+    parser.add_argument("--record", type=Path, help="stdio only: a folder in which to keep every line of both ways")
     given = parser.parse_args()
     warnings.simplefilter("ignore", MCPDeprecationWarning)  # it is here to do what is deprecated
     fixture = Fixture(given.era)
     if given.transport == "stdio":
-        anyio.run(serve_stdio, fixture)
+        anyio.run(serve_stdio, fixture, given.record)
         return
     # h11 strips the blanks after a header's value, which httptools leaves to the application.
     server = _Announcing(uvicorn.Config(http_app(fixture), port=given.port, http="h11", log_level="warning", ws="none"))
