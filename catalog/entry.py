@@ -38,6 +38,7 @@ from catalog.parts import (
     WholeNumber,
     distinct,
     duplicates,
+    form,
     freeze,
     refuse,
 )
@@ -62,7 +63,7 @@ class Entry(Part):
     transport: Transport = "stdio"
     """How the container is spoken to; http and sse are served by it on port, below path."""
     port: Annotated[WholeNumber, Field(ge=1, le=65_535)] | None = None
-    path: Annotated[str, AfterValidator(reference.check_url_path)] | None = None
+    path: Annotated[str, AfterValidator(reference.check_url_path), form("path")] | None = None
     command: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()
     """The full argv that runs the server from its package."""
     args: Annotated[tuple[Argument, ...], Field(max_length=256)] = ()

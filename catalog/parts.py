@@ -15,6 +15,7 @@ from pydantic import (
     PlainSerializer,
     Strict,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -63,14 +64,19 @@ def refuse(messages: Sequence[str]) -> None:
         raise ValueError("\n".join(messages))
 
 
-Id = Annotated[str, AfterValidator(reference.check_id)]
+def form(name: str) -> WithJsonSchema:
+    """What the published schema says of a text that one of the checks in reference.py judges."""
+    return WithJsonSchema({"type": "string", "pattern": reference.FORMS[name]})
+
+
+Id = Annotated[str, AfterValidator(reference.check_id), form("id")]
 Line = Annotated[str, StringConstraints(max_length=500), AfterValidator(_one_line)]
 Argument = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(_no_nul)]
-Variable = Annotated[str, AfterValidator(reference.check_variable)]
-ToolName = Annotated[str, AfterValidator(reference.check_tool)]
-Category = Annotated[str, AfterValidator(reference.check_category)]
-SettingName = Annotated[str, AfterValidator(reference.check_setting_name)]
-Host = Annotated[str, AfterValidator(reference.check_host)]
+Variable = Annotated[str, AfterValidator(reference.check_variable), form("variable")]
+ToolName = Annotated[str, AfterValidator(reference.check_tool), form("tool")]
+Category = Annotated[str, AfterValidator(reference.check_category), form("category")]
+SettingName = Annotated[str, AfterValidator(reference.check_setting_name), form("setting")]
+Host = Annotated[str, AfterValidator(reference.check_host), form("host")]
 Network = Literal["none", "internet"]
 ContainerRuntime = Annotated[str, AfterValidator(reference.check_container_runtime)]
 Transport = Literal["stdio", "http", "sse"]
@@ -82,7 +88,7 @@ _Frozen = (AfterValidator(freeze), PlainSerializer(dict, return_type=dict[str, s
 Environment = Annotated[Mapping[Variable, Argument], Field(max_length=128), *_Frozen]
 Headers = Annotated[
     Mapping[
-        Annotated[str, AfterValidator(reference.check_header)],
+        Annotated[str, AfterValidator(reference.check_header), form("header")],
         Annotated[str, StringConstraints(max_length=8192), AfterValidator(reference.check_header_value)],
     ],
     Field(max_length=32),
@@ -105,7 +111,7 @@ class Package(Part):
     pins: Annotated[tuple[str, ...], Field(max_length=32)] = ()
     """Requirements installed with the package, such as "mcp<2"."""
     apt: Annotated[
-        tuple[Annotated[str, AfterValidator(reference.check_debian_package)], ...], Field(max_length=32)
+        tuple[Annotated[str, AfterValidator(reference.check_debian_package), form("debian")], ...], Field(max_length=32)
     ] = ()
     """Debian packages whose programs the server calls."""
 
@@ -135,14 +141,14 @@ class Secret(Part):
     """A secret the server receives in a variable or file, or a remote one in a header; its value is never in the
     catalog."""
 
-    name: Annotated[str, AfterValidator(reference.check_secret_name)]
+    name: Annotated[str, AfterValidator(reference.check_secret_name), form("secret")]
     """The owner's id, a dot, and a name: "brave.api_key"."""
     env: Variable | None = None
-    file: Annotated[str, AfterValidator(reference.check_volume_name)] | None = None
+    file: Annotated[str, AfterValidator(reference.check_volume_name), form("volume")] | None = None
     """The name of a file in /run/secrets, for servers that read a secret from one."""
     plain_env: TruthValue = False
     """Put the variable into the container's own environment, where everybody with access to the engine can read it."""
-    header: Annotated[str, AfterValidator(reference.check_header)] | None = None
+    header: Annotated[str, AfterValidator(reference.check_header), form("header")] | None = None
     prefix: Annotated[str, StringConstraints(max_length=64), AfterValidator(reference.check_header_value)] = ""
     """What stands before the value in the header: "Bearer "."""
     required: TruthValue = True
@@ -164,12 +170,12 @@ class OAuth(Part):
     """A sign-in at a provider, in place of a secret that somebody types in."""
 
     provider: Id
-    secret: Annotated[str, AfterValidator(reference.check_secret_name)] | None = None
+    secret: Annotated[str, AfterValidator(reference.check_secret_name), form("secret")] | None = None
     """The secret that may stand in for the sign-in: a token made by hand."""
     env: Variable | None = None
     """The variable in which a server in a container expects the token."""
     scopes: Annotated[
-        tuple[Annotated[str, AfterValidator(reference.check_scope)], ...],
+        tuple[Annotated[str, AfterValidator(reference.check_scope), form("scope")], ...],
         Field(max_length=64),
         AfterValidator(distinct("the scope")),
     ] = ()
@@ -178,8 +184,8 @@ class OAuth(Part):
 class Volume(Part):
     """A named folder that outlives the container."""
 
-    name: Annotated[str, AfterValidator(reference.check_volume_name)]
-    target: Annotated[str, AfterValidator(reference.check_target)]
+    name: Annotated[str, AfterValidator(reference.check_volume_name), form("volume")]
+    target: Annotated[str, AfterValidator(reference.check_target), form("target")]
     """Where the server finds it: an absolute path."""
 
 
@@ -190,7 +196,7 @@ class Mount(Part):
     """The setting that holds the path on the host, or a list of such paths."""
     source: Annotated[str, AfterValidator(reference.check_host_path)] | None = None
     """The path on the host itself."""
-    target: Annotated[str, AfterValidator(reference.check_mount_target)] | None = None
+    target: Annotated[str, AfterValidator(reference.check_mount_target), form("mount")] | None = None
     """Where the server finds it; None is the same path as on the host. Of a list, each lies below, by its name."""
     read_only: TruthValue = True
 

@@ -27,7 +27,7 @@ _SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z0-9_-]{1,63})?")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 _HOST_NAME = re.compile(
     r"(?:\*|(?:\*\.)?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])"
-    r":(?P<port>[0-9]{1,5})"
+    r":[0-9]{1,5}"
 )
 _URL_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
 _DEBIAN = re.compile(r"[a-z0-9][a-z0-9+.-]{1,63}")
@@ -64,6 +64,28 @@ KEPT_BY_THE_SYSTEM = (
 """Trees of a container in which nothing of ours may be mounted."""
 NOT_ITSELF = ("/home", "/mnt", "/opt", "/root", "/srv", "/tmp", "/var", "/var/lib")  # noqa: S108 - refused, not used
 """Folders a volume may be mounted below but not over."""
+
+
+FORMS = {
+    name: f"^(?:{pattern.pattern})$"
+    for name, pattern in (
+        ("id", _ID),
+        ("category", _CATEGORY),
+        ("tool", _TOOL),
+        ("variable", _VARIABLE),
+        ("volume", _VOLUME),
+        ("target", _TARGET),
+        ("mount", _MOUNT_TARGET),
+        ("header", _HEADER),
+        ("debian", _DEBIAN),
+        ("setting", _SETTING),
+        ("scope", _SCOPE),
+        ("host", _HOST_NAME),
+        ("path", _URL_PATH),
+    )
+}
+"""The same as regular expressions that editors understand; the checks below refuse some texts more."""
+FORMS["secret"] = f"^[A-Za-z][A-Za-z0-9_-]{{0,47}}\\.{_SECRET.pattern}$"
 
 
 def check_id(text: str) -> str:
@@ -210,7 +232,7 @@ def check_setting_name(text: str) -> str:
 def check_host(text: str) -> str:
     """Check an address the server may reach: a host name, which may begin with *., and a port."""
     found = _HOST_NAME.fullmatch(text)
-    if not found or not 0 < int(found["port"]) <= LAST_PORT:
+    if not found or not 0 < int(text.rpartition(":")[2]) <= LAST_PORT:
         raise ValueError(f"{quoted(text)} is no host and port; write example.com:443 or *.example.com:443")
     return text
 
