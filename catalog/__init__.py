@@ -4,6 +4,7 @@ Does not know the gateway, policies or models, starts nothing, and opens no file
 """
 
 from catalog.catalog import Catalog
+from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
 from catalog.loader import find_shipped_catalog, load_catalog
@@ -18,7 +19,10 @@ __all__ = [
     "CatalogError",
     "CatalogInvalid",
     "CatalogUnreadable",
+    "Change",
+    "Changed",
     "ConfigInvalid",
+    "Difference",
     "Entry",
     "Limits",
     "Mount",
@@ -31,6 +35,7 @@ __all__ = [
     "Secret",
     "Setting",
     "Volume",
+    "difference",
     "find_shipped_catalog",
     "load_catalog",
 ]

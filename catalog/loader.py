@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from catalog.assembly import assemble
+from catalog.cache import CatalogCache
 from catalog.catalog import Catalog
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, CatalogUnreadable, Problem, place_name
 from catalog.located import Mapping, Node, Scalar, Sequence, Unclear
@@ -55,17 +56,27 @@ def find_shipped_catalog() -> Path:
     raise CatalogUnreadable([Problem(package / SHIPPED_NAME, None, None, message)])
 
 
-def load_catalog(path: Path) -> Catalog:
+def load_catalog(path: Path, cache: Path | None = None) -> Catalog:
     """Read and check a catalog file.
+
+    Args:
+        path: the file.
+        cache: a folder for checked catalogs; a file that was found valid once is then not parsed again.
 
     Raises:
         CatalogUnreadable: the file cannot be read.
         CatalogInvalid: it breaks rules; all problems found are in .problems.
     """
     text = read_text(path)
+    kept = CatalogCache(cache) if cache is not None else None
+    if kept is not None and (catalog := kept.load(path, text)) is not None:
+        return catalog
     composer = _Composer(path)
     root = composer.compose(text)
-    return assemble(path, root, composer.problems)
+    catalog = assemble(path, root, composer.problems)
+    if kept is not None:
+        kept.save(text, catalog)
+    return catalog
 
 
 @dataclass(slots=True)

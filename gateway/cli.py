@@ -20,7 +20,7 @@ app = typer.Typer(
     name="lockgate",
     help="An MCP gateway with a language model built in.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 app.command("serve")(serve.serve)
@@ -34,7 +34,7 @@ app.add_typer(agent.app, name="agent", help="Let the local model work with the t
 app.add_typer(client.app, name="client", help="Connect agent clients such as Claude, Cursor and VS Code.")
 catalog.app.command("import")(exchange.import_)
 catalog.app.command("export")(exchange.export)
-app.add_typer(catalog.app, name="catalog", help="Check and search the catalogue.")
+app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 
 
 @app.command("version")

@@ -13,10 +13,11 @@ from typing import Self
 import anyio
 from anyio import to_thread
 
-from catalog import Catalog, Entry, Profile, find_shipped_catalog, load_catalog
+from catalog import Catalog, Entry, Profile
 from gateway import errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
+from gateway.catalogs import open_catalog
 from gateway.docker_engine import DockerEngine
 from gateway.door import Door
 from gateway.images import ImageStore
@@ -45,7 +46,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.check()
-        self.catalog: Catalog = load_catalog(settings.catalog or find_shipped_catalog())
+        self.catalog: Catalog = open_catalog(settings)
         self.profile: Profile = self.catalog.profile(settings.profile)
         self.no_engine: str | None = None
         """Why there is no Docker Engine, if there is none."""

@@ -1,40 +1,249 @@
-"""`lockgate catalog`: check and search the catalogue file.
+"""`lockgate catalog`: check, search and look at the catalogue, and compare two.
 
 Knows what to print; the catalog room knows the rules."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from catalog import find_shipped_catalog, load_catalog
-from gateway.commands.running import AsJson, out, print_json, settings
+from catalog import Catalog, CatalogError, Changed, Entry, difference, load_catalog
+from catalog.jsonschema import schema_text
+from gateway.abilities import lacking
+from gateway.catalogs import catalog_file, open_catalog
+from gateway.commands.running import AsJson, err, out, print_json, settings
 
 app = typer.Typer(no_args_is_help=True)
+
+SHOWN_MATCHES: Final = 15
+SHOWN_COUNTS: Final = 12
+VALUE_CHARS: Final = 160
+
+
+def _ids(incomplete: str) -> list[str]:
+    """For shell completion, which must never fail."""
+    try:
+        return [id for id in open_catalog(settings()).entries if id.startswith(incomplete)]
+    except Exception:  # noqa: BLE001  # outermost border: a shell that completes shows no errors
+        return []
+
+
+EntryId = Annotated[str, typer.Argument(help="The id of a catalogue entry.", autocompletion=_ids)]
 
 
 @app.command("lint")
 def lint(
     file: Annotated[Path | None, typer.Argument(help="A catalogue file; default: the one in use.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a catalogue file; every problem is printed with file, line and entry."""
-    path = file or settings().catalog or find_shipped_catalog()
+    path = file or catalog_file(settings())
+    if as_json:
+        _lint_json(path)
+        return
     catalog = load_catalog(path)
     typer.echo(f"{path}: {len(catalog.entries)} entries and {len(catalog.profiles)} profiles, no problems")
 
 
+def _lint_json(path: Path) -> None:
+    try:
+        catalog = load_catalog(path)
+    except CatalogError as exc:
+        found = [{**asdict(problem), "file": str(problem.file)} for problem in exc.problems]
+        print_json({"ok": False, "problems": found})
+        raise typer.Exit(2) from exc
+    print_json({"ok": True, "problems": [], "entries": len(catalog.entries), "profiles": len(catalog.profiles)})
+
+
 @app.command("search")
-def search(text: str, as_json: AsJson = False) -> None:
-    """Find entries by words in their id, title, description, categories and tools."""
-    catalog = load_catalog(settings().catalog or find_shipped_catalog())
-    found = catalog.search(text)
+def search(
+    text: Annotated[list[str], typer.Argument(help="Words, or a question.")],
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many to show at most.")] = SHOWN_MATCHES,
+) -> None:
+    """Find servers by what they are for: searches ids, titles, descriptions, categories and tools."""
+    asked = " ".join(text)
+    found = open_catalog(settings()).search(asked)
     if as_json:
-        print_json([entry.model_dump(mode="json") for entry in found])
+        print_json([entry.model_dump(mode="json") for entry in found[:limit]])
         return
-    table = Table("entry", "description", box=None, pad_edge=False)
-    for entry in found:
-        table.add_row(entry.id, entry.description)
+    if not found:
+        err.print(f"Nothing matches {asked!r}. Try other words, or see what there is: lockgate catalog stats")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("entry", style="cyan", no_wrap=True)
+    table.add_column("runs as", no_wrap=True)
+    table.add_column("needs", style="yellow", no_wrap=True)
+    table.add_column("description")
+    for entry in found[:limit]:
+        table.add_row(entry.id, _runs_as(entry), ", ".join(_needs(entry)), entry.description)
     out.print(table)
+    if len(found) > limit:
+        err.print(f"{len(found) - limit} more; all of them: --limit {len(found)}")
+
+
+@app.command("show")
+def show(id: EntryId, as_json: AsJson = False) -> None:
+    """Show one entry: what it is, how it runs, what it needs before it can start, and its tools."""
+    entry = open_catalog(settings()).entry(id)
+    if as_json:
+        print_json({**entry.model_dump(mode="json"), "digest": entry.digest, "lacking": list(lacking(entry))})
+        return
+    out.print(Text.assemble((entry.title, "bold"), f"  ({entry.id})"))
+    out.print(entry.description)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, value in _facts(entry):
+        table.add_row(name, value)
+    out.print(table)
+    reasons = list(lacking(entry))
+    if reasons:
+        out.print(Text(f"Cannot start here: it {'; it '.join(reasons)}.", style="yellow"))
+    else:
+        out.print(f"Start it: lockgate server start {entry.id}")
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    for name, value in (("image", entry.image), ("publisher", entry.publisher), ("licence", entry.license)):
+        if value:
+            yield name, value
+    if entry.package is not None:
+        yield "package", f"{entry.package.ecosystem}: {entry.package.name} {entry.package.version}"
+    if entry.remote is not None:
+        yield "remote", f"{entry.remote.url} ({entry.remote.transport})"
+    for tool in entry.per_call:
+        yield f"tool {tool.name}", f"{tool.description} Each call runs {tool.image}."
+    for secret in entry.secrets:
+        yield "secret", f"{secret.name}{'' if secret.required else ' (optional)'}"
+    if entry.oauth is not None:
+        yield "sign-in", entry.oauth.provider
+    for setting in entry.config:
+        notes = ["required"] if setting.required else []
+        notes += [f"default {setting.default}"] if setting.default is not None else []
+        notes += [f"one of {', '.join(setting.enum)}"] if setting.enum else []
+        yield "setting", f"{setting.name} ({setting.type}{''.join(f', {note}' for note in notes)})"
+    for volume in entry.volumes:
+        yield "volume", f"{volume.name} at {volume.target}"
+    for mount in entry.mounts:
+        rights = "read only" if mount.read_only else "writable"
+        yield "mount", f"{mount.config or mount.source} at {mount.target or 'the same path'} ({rights})"
+    if entry.image or entry.package or entry.per_call:
+        yield "network", ", ".join(entry.hosts) or entry.network
+    yield "categories", ", ".join(entry.categories)
+    if entry.source:
+        yield "source", entry.source
+    if entry.tools:
+        yield f"{len(entry.tools)} tools", ", ".join(entry.tools)
+    elif entry.dynamic_tools:
+        yield "tools", "known only after a sign-in"
+
+
+def _runs_as(entry: Entry) -> str:
+    ways = (
+        (entry.image, "image"),
+        (entry.package, "package"),
+        (entry.remote, "remote"),
+        (entry.per_call, "container per call"),
+    )
+    return ", ".join(name for way, name in ways if way)
+
+
+def _needs(entry: Entry) -> list[str]:
+    needs = []
+    if any(secret.required for secret in entry.secrets):
+        needs.append("secret")
+    if entry.oauth is not None:
+        needs.append("sign-in")
+    if any(setting.required for setting in entry.config) or entry.config_any_of:
+        needs.append("settings")
+    return needs
+
+
+@app.command("stats")
+def stats(as_json: AsJson = False) -> None:
+    """Count the entries: by how they run, what they need, category, licence and publisher."""
+    catalog = open_catalog(settings())
+    counted = _counts(catalog)
+    if as_json:
+        print_json({"path": str(catalog.path), "entries": len(catalog.entries), **counted})
+        return
+    out.print(f"{catalog.path}: {len(catalog.entries)} entries, {len(catalog.profiles)} profiles")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, counts in counted.items():
+        shown = [f"{value} {count}" for value, count in list(counts.items())[:SHOWN_COUNTS]]
+        more = len(counts) - SHOWN_COUNTS
+        table.add_row(name.replace("_", " "), ", ".join(shown) + (f", and {more} more" if more > 0 else ""))
+    out.print(table)
+
+
+def _counts(catalog: Catalog) -> dict[str, dict[str, int]]:
+    entries = list(catalog.entries.values())
+    here = [entry for entry in entries if entry.image or entry.package or entry.per_call]
+    counts: dict[str, Counter[str]] = {
+        "runs_as": Counter(_runs_as(entry) for entry in entries),
+        "needs": Counter(need for entry in entries for need in _needs(entry) or ["nothing"]),
+        "network": Counter(entry.network for entry in here),
+        "categories": Counter(category for entry in entries for category in entry.categories),
+        "licences": Counter(entry.license or "not known" for entry in entries),
+        "publishers": Counter(entry.publisher or "not known" for entry in entries),
+        "tools": Counter({"known": sum(len(entry.tools) for entry in entries)}),
+        "images": Counter("by digest" if "@sha256:" in entry.image else "by tag" for entry in entries if entry.image),
+    }
+    return {name: dict(counter.most_common()) for name, counter in counts.items()}
+
+
+@app.command("diff")
+def diff(
+    old: Annotated[Path, typer.Argument(help="A catalogue file.")],
+    new: Annotated[Path | None, typer.Argument(help="Another one; default: the one in use.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two catalogues; an entry marked * runs something else than before."""
+    found = difference(load_catalog(old), load_catalog(new or catalog_file(settings())))
+    if as_json:
+        print_json(asdict(found))
+        return
+    if not found:
+        typer.echo("No difference.")
+        return
+    for mark, style, names in (
+        ("+", "green", found.added),
+        ("-", "red", found.removed),
+        ("+ profile", "green", found.added_profiles),
+        ("- profile", "red", found.removed_profiles),
+    ):
+        for name in names:
+            out.print(Text(f"{mark} {name}", style=style))
+    for changed in (*found.changed, *found.changed_profiles):
+        _print_changed(changed)
+
+
+def _print_changed(changed: Changed) -> None:
+    out.print(Text(f"~ {changed.name}{' *' if changed.restarts else ''}", style="bold"))
+    for change in changed.changes:
+        if change.before is not None:
+            out.print(Text(f"    - {change.key}: {_short(change.before)}", style="red"))
+        if change.after is not None:
+            out.print(Text(f"    + {change.key}: {_short(change.after)}", style="green"))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= VALUE_CHARS else text[: VALUE_CHARS - 3] + "..."
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a catalogue file, for editors: save it, and name it in the file's first line."""
+    typer.echo(schema_text(), nl=False)

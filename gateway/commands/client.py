@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from catalog import find_shipped_catalog, load_catalog
+from gateway.catalogs import open_catalog
 from gateway.commands.running import AsJson, ProfileOption, out, print_json, settings
 from gateway.connect import (
     CLIENTS,
@@ -109,7 +109,7 @@ def _row(client: Client, project: Path | None) -> dict[str, Any]:
 def _entries(place: Place) -> list[tuple[str, Any]]:
     """The entries of this gateway in a file, for every profile."""
     configuration = Configuration(place)
-    profiles = load_catalog(settings().catalog or find_shipped_catalog()).profiles
+    profiles = open_catalog(settings()).profiles
     names = [ENTRY_NAME, *(f"{ENTRY_NAME}-{profile}" for profile in profiles)]
     return [(name, entry) for name in names if (entry := configuration.get(name)) is not None]
 
@@ -123,7 +123,7 @@ def _installed(client: Client, place: Place) -> bool:
 def _target(profile: str | None) -> Target:
     wanted = settings()
     if profile is not None:
-        load_catalog(wanted.catalog or find_shipped_catalog()).profile(profile)  # an unknown one is refused here
+        open_catalog(wanted).profile(profile)  # an unknown one is refused here
     running = find_running(wanted)
     if running is None and wanted.port == 0:
         raise SettingsError("the gateway has no fixed port and does not run; set LOCKGATE_PORT or start it first")

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import typer
 
-from catalog import Catalog, Entry, find_shipped_catalog, load_catalog
+from catalog import Catalog, Entry
 from catalog.exports import export_clients, export_docker, export_docker_profile, export_registry
 from catalog.imports import FORMATS, Ecosystem, Imported, NoPackages, import_text
 from catalog.textfile import read_text
 from catalog.writing import write_catalog
 from catalog.yamltext import dump
+from gateway.catalogs import open_catalog
 from gateway.commands.running import err, out, settings, shown
 from gateway.errors import SettingsError
 from gateway.indexes import current_indexes, installer_environment
@@ -77,7 +78,7 @@ def export(
     """Write entries as a Docker MCP catalogue or profile, as a server.json, or as a client's configuration."""
     if format not in get_args(ExportFormat):
         raise SettingsError(f"unknown format {format!r}; one of {', '.join(get_args(ExportFormat))}")
-    catalog = load_catalog(settings().catalog or find_shipped_catalog())
+    catalog = open_catalog(settings())
     chosen = _chosen(catalog, ids or [], profile)
     document: Any
     match format:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from catalog import find_shipped_catalog, load_catalog
+from gateway.catalogs import open_catalog
 from gateway.commands.running import AsJson, print_json, run, settings
 from gateway.docker_engine import DockerEngine
 from gateway.images import ImageStore
@@ -25,7 +25,7 @@ def build(
 ) -> None:
     """Build the local image of each entry from its PyPI or npm package; an image that exists is not built again."""
     wanted = settings()
-    catalog = load_catalog(wanted.catalog or find_shipped_catalog())
+    catalog = open_catalog(wanted)
     entries = [catalog.entry(id) for id in ids or catalog.profile(wanted.profile).servers]
 
     async def work() -> list[dict[str, str]]:

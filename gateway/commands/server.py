@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 from rich.table import Table
 
-from catalog import find_shipped_catalog, load_catalog
+from gateway.catalogs import open_catalog
 from gateway.client import GatewayClient, GatewayRefused, gateway_client
 from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, run, settings
 from gateway.serving import find_running
@@ -46,7 +46,7 @@ def list_servers(
     """List the servers of the running gateway and their states; without a gateway, the catalogue's."""
     wanted = settings()
     if find_running(wanted) is None:
-        catalog = load_catalog(wanted.catalog or find_shipped_catalog())
+        catalog = open_catalog(wanted)
         ids = list(catalog.entries) if all_entries else catalog.profile(profile or wanted.profile).servers
         servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
     else:

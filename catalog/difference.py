@@ -1,0 +1,84 @@
+"""What differs between two catalogs: entries and profiles that came, went or changed, and in which keys.
+
+Does not know files, and judges nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from catalog.catalog import Catalog
+from catalog.parts import Part
+
+HIDDEN_KEYS = frozenset(("id", "name"))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key of an entry or profile, with its values as plain data; None is a key that is not written."""
+
+    key: str
+    before: object
+    after: object
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """An entry or profile that both catalogs have, but not alike."""
+
+    name: str
+    changes: tuple[Change, ...]
+    restarts: bool
+    """Whether what runs is another thing, so that a running server must be started anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The whole difference; each group in the order of its catalog."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[Changed, ...]
+    added_profiles: tuple[str, ...]
+    removed_profiles: tuple[str, ...]
+    changed_profiles: tuple[Changed, ...]
+
+    def __bool__(self) -> bool:
+        return any((self.added, self.removed, self.changed, self.added_profiles, self.removed_profiles,
+                    self.changed_profiles))  # fmt: skip
+
+
+def difference(before: Catalog, after: Catalog) -> Difference:
+    """Return what makes `after` another catalog than `before`."""
+    old, new = before.entries, after.entries
+    changed = tuple(
+        Changed(id, _changes(old[id], entry), old[id].digest != entry.digest)
+        for id, entry in new.items()
+        if id in old and old[id] != entry
+    )
+    profiles = tuple(
+        Changed(name, _changes(before.profiles[name], profile), False)
+        for name, profile in after.profiles.items()
+        if name in before.profiles and before.profiles[name] != profile
+    )
+    return Difference(
+        _missing(new, old),
+        _missing(old, new),
+        changed,
+        _missing(after.profiles, before.profiles),
+        _missing(before.profiles, after.profiles),
+        profiles,
+    )
+
+
+def _missing(these: Mapping[str, object], those: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(name for name in these if name not in those)
+
+
+def _changes(before: Part, after: Part) -> tuple[Change, ...]:
+    old = before.model_dump(mode="json", exclude_defaults=True)
+    new = after.model_dump(mode="json", exclude_defaults=True)
+    return tuple(
+        Change(key, old.get(key), new.get(key))
+        for key in type(after).model_fields
+        if key not in HIDDEN_KEYS and old.get(key) != new.get(key)
+    )
