@@ -14,7 +14,7 @@ from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
 from catalog.located import Mapping, Node, Scalar, Sequence, Unclear, find, plain
-from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Volume
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Profile
 from catalog.setting import Setting
@@ -29,6 +29,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "package": Package,
     "remote": Remote,
     "limits": Limits,
+    "tasks": Tasks,
     "secrets": Secret,
     "volumes": Volume,
     "mounts": Mount,

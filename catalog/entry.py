@@ -31,6 +31,7 @@ from catalog.parts import (
     Remote,
     Secret,
     SettingName,
+    Tasks,
     ToolName,
     Transport,
     TruthValue,
@@ -85,6 +86,7 @@ class Entry(Part):
     """A runtime of the engine with stronger isolation, such as runsc; None is the gateway's setting."""
     interactive: bool = False
     limits: Limits = Limits()
+    tasks: Tasks = Tasks()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(distinct("the category"))] = ()
     license: Annotated[Line, StringConstraints(max_length=80)] | None = None
     publisher: Annotated[Line, StringConstraints(max_length=80)] | None = None

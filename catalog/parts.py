@@ -1,4 +1,4 @@
-"""The parts an entry is made of: packages, remotes, secrets, folders, network addresses, limits.
+"""The parts an entry is made of: packages, remotes, secrets, folders, network addresses, limits, tasks.
 
 Does not know how they fit together in one entry, nor files or YAML.
 """
@@ -221,3 +221,12 @@ class Limits(Part):
     call_timeout_s: Annotated[Number, Field(gt=0, le=86_400)] = 60.0
     idle_s: Annotated[Number, Field(gt=0, le=604_800)] = 600.0
     """How long an unused server keeps running."""
+
+
+class Tasks(Part):
+    """When a call becomes a task, for clients that take tasks and a server that makes none itself."""
+
+    after_s: Annotated[Number, Field(ge=0, le=3600)] = 2.0
+    """How long a call may take before its client gets a task in place of the result; at 0 it always gets one."""
+    only: Annotated[tuple[ToolName, ...], Field(max_length=1000), AfterValidator(distinct("the tool"))] = ()
+    """Tools whose calls take too long to wait for: clients that take no tasks are refused."""

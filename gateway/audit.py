@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.wire import envelope
 
-Outcome = Literal["ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled", "input_required"]
+Outcome = Literal["ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled", "input_required", "task"]
 
 
 class Record(msgspec.Struct):

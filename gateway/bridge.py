@@ -44,7 +44,7 @@ class InputRequired(NamedTuple):
     says what it belongs to, for an era that must hand it to the client."""
 
     requests: dict[str, Raw]
-    continuation: Parked | Retry
+    continuation: Parked | Retry | Followed
     ticket: Ticket
 
 
@@ -75,10 +75,19 @@ class Retry(NamedTuple):
     state: Raw | None
 
 
+class Followed(NamedTuple):
+    """A call that became a task of the server's, which the gateway follows for a client that takes none."""
+
+    task: str
+    """The server's id for it."""
+    answered: tuple[str, ...] = ()
+    """Keys of the questions that were put to the client; the server may go on showing them for a while."""
+
+
 class Resume(NamedTuple):
     """Answers that an era collected itself, for a call it kept hold of."""
 
-    continuation: Parked | Retry
+    continuation: Parked | Retry | Followed
     answers: dict[str, Raw]
 
 
@@ -95,6 +104,9 @@ class Ticket(msgspec.Struct):
     parked: str = ""
     """Id of a parked call, or empty if the server keeps its own state."""
     state: str = ""
+    task: str = ""
+    """The server's id for a task that is followed, and `answered` with it."""
+    answered: tuple[str, ...] = ()
 
 
 class Seal:

@@ -17,13 +17,16 @@ import anyio
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import audit, bridge, errors, names, surface
+from gateway import audit, bridge, errors, names, relayed, surface, tasks
 from gateway.audit import Audit, AuditUnwritable, Record
-from gateway.bridge import InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
+from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
+from gateway.relayed import Follower, RelayedTask
+from gateway.slowcalls import SlowCall, SlowCalls
 from gateway.surface import Surface, Target
+from gateway.tasks import Task, Tasks
 from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
@@ -40,8 +43,6 @@ MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
 UPDATED: Final = "notifications/resources/updated"
 APPS: Final = "io.modelcontextprotocol/ui"
-TASKS: Final = "io.modelcontextprotocol/tasks"
-"""Not relayed: a task id means nothing but to the server that gave it."""
 LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
 
 _IS_ERROR: Final = re.compile(rb'"isError"\s*:\s*true')
@@ -57,6 +58,8 @@ class Caller:
         self.capabilities: Fields = {}
         """What this client declared it can answer."""
         self.log_level = ""
+        self.takes_tasks = False
+        """Whether a task may be given to this client in place of a result."""
         self.servers: set[str] = set()
         """Servers this caller has called: whose log messages it may see."""
 
@@ -100,6 +103,9 @@ class Door:
         self._subscribers: dict[tuple[str, str], set[Caller]] = {}
         self._seal = Seal()
         self._parking = Parking(self._withdraw)
+        self._tasks = Tasks()
+        self._slow_calls = SlowCalls(self, self._tasks)
+        self._follower = Follower()
 
     def serve(self, pool: Pool) -> None:
         self._pool = pool
@@ -178,15 +184,7 @@ class Door:
             AuditUnwritable: the call happened but could not be recorded, so it is not answered.
         """
         started = time.perf_counter()
-        record = Record(
-            call=secrets.token_hex(8),
-            at=audit.now(),
-            principal=caller.principal.id,
-            client=caller.client,
-            profile=caller.profile.name,
-            method=method,
-            name="",
-        )
+        record = _record(caller, method)
         outcome: Reply | InputRequired | None = None
         try:
             outcome = await self._admit(caller, method, params, notify, record, resume)
@@ -215,6 +213,8 @@ class Door:
     async def _admit(
         self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record, resume: Resume | None
     ) -> Reply | InputRequired:
+        if method in tasks.METHODS:
+            return await self._admit_task(caller, method, envelope.fields(params), record)
         route = ROUTES[method]
         members = envelope.fields(params)
         view, target = await self._find(caller, route, members, record)
@@ -240,6 +240,11 @@ class Door:
             if resume is not None and isinstance(resume.continuation, Parked):
                 self._withdraw(resume.continuation)
             return denied(route, decision.reason)
+        if route.action == "call":
+            members.pop("task", None)  # what asked for a task before there was the extension
+            if not caller.takes_tasks and target.item in self.pool.servers[target.server].entry.tasks.only:
+                record.outcome = "error"
+                return _needs_tasks()
         ticket = _ticket(caller, method, target, record.arguments)
         resume = resume or self._unsealed(members, ticket)
         caller.servers.add(target.server)
@@ -257,14 +262,127 @@ class Door:
             upstream.resume_timer(call)
         else:
             upstream = await self._connect(caller, target.server)
+            if resume is not None and isinstance(resume.continuation, Followed):
+                outcome = await self._follower.resume(
+                    upstream, resume.continuation, resume.answers, caller, members, notify, ticket
+                )
+                return self._finished(view, target, method, outcome, record, ticket)
             call = await self._begin(upstream, method, members, caller, resume)
         early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
         outcome = await self._follow(upstream, call, notify, ticket, early, caller)
+        if isinstance(outcome, Reply) and outcome.result is not None and tasks.is_task(outcome.result):
+            task, outcome = await self._take_task(upstream, call, outcome.result, caller, target, notify, ticket)
+            if task is not None:
+                record.outcome, record.detail = "task", task.id
+                return outcome
+        return self._finished(view, target, method, outcome, record, ticket)
+
+    @staticmethod
+    def _finished(
+        view: Surface, target: Target, method: str, outcome: Reply | InputRequired, record: Record, ticket: Ticket
+    ) -> Reply | InputRequired:
         if isinstance(outcome, Reply):
             outcome = _checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
             record.outcome = "input_required"
         return outcome
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    async def call_or_task(self, caller: Caller, method: str, params: bytes, notify: Notify) -> Reply | InputRequired:
+        """`call` for a client that takes tasks: it gets one if a server without tasks is slow to answer.
+
+        Raises: what `call` raises.
+        """
+        if method == "tools/call":
+            name = envelope.text(envelope.fields(params).get("name", envelope.ABSENT), "name")
+            view = self.surface(caller)
+            if name not in view.tools and await self._learn_owner(caller, view, name):
+                view = self.surface(caller)
+            target = view.tools.get(name)
+            if target is not None and not self._makes_tasks(target.server):
+                after_s = self.pool.servers[target.server].entry.tasks.after_s
+                return await self._slow_calls.call(caller, target, params, notify, after_s)
+        return await self.call(caller, method, params, notify)
+
+    def _makes_tasks(self, server: str) -> bool:
+        listing = self.pool.listing(server)
+        return listing is not None and listing.era == "modern" and tasks.declared(listing.capabilities)
+
+    async def _admit_task(self, caller: Caller, method: str, members: Fields, record: Record) -> Reply:
+        """One of the extension's own methods, on a task this caller holds."""
+        id = envelope.text(members.get("taskId", envelope.ABSENT), "taskId")
+        record.name = id[:256]
+        task = self._tasks.find(caller, id)
+        server, item = task.target.server, task.target.item
+        record.server, record.item = server, item
+        decision = self._policy.decide(Request(caller.principal, "list", caller.profile.name, server, item))
+        record.policies = decision.policy_ids
+        if not decision.allowed:
+            raise errors.UnknownName(tasks.NOT_FOUND)
+        record.outcome = "ok"
+        if isinstance(task, SlowCall):
+            return task.reply(method, members)
+        if not isinstance(task, RelayedTask):
+            raise errors.UnknownName(tasks.NOT_FOUND)
+        upstream = await self._connect(caller, server)
+        task.pin(upstream)
+        reply = await relayed.ask(upstream, task, method, members, caller.facts())
+        if reply.result is None:
+            record.outcome = "error"
+        elif MARK in reply.result:
+            record.detail = "secret hidden"
+        return relayed.answered(self.surface(caller), self._tasks, task, method, reply)
+
+    async def _take_task(
+        self,
+        upstream: Upstream,
+        call: Call,
+        result: bytes,
+        caller: Caller,
+        target: Target,
+        notify: Notify,
+        ticket: Ticket,
+    ) -> tuple[Task | None, Reply | InputRequired]:
+        """A task that a server made: handed on to a client that takes tasks, followed for any other."""
+        if upstream.facts is None or upstream.facts.era == "legacy":
+            raise errors.UpstreamInvalid(f"server {target.server} answered with a task, which its revision has not")
+        if caller.takes_tasks:
+            adopted = relayed.adopt(self._tasks, caller, target, upstream, result)
+            if adopted is not None:
+                return adopted
+        followed = Followed(relayed.task_id(target.server, envelope.fields(result)))
+        return None, await self._follower.follow(upstream, followed, caller, call.progress_token, notify, ticket)
+
+    def record_task(self, caller: Caller, task: SlowCall) -> None:
+        """The audit line of a call whose client now has a task; the call writes its own line at its end.
+
+        Raises:
+            AuditUnwritable: then the client must not get the task.
+        """
+        record = _record(caller, "tools/call")
+        record.server, record.item = task.target.server, task.target.item
+        record.outcome, record.detail = "task", task.id
+        self._audit.write(record)
+
+    def poll_of(self, caller: Caller, id: str) -> SlowCall | float:
+        """How to hear of a task's changes: the task itself tells, or how often to ask, in seconds.
+
+        Raises:
+            UnknownName: this caller has no such task.
+        """
+        task = self._tasks.find(caller, id)
+        return task if isinstance(task, SlowCall) else task.poll_s if isinstance(task, RelayedTask) else 1.0
+
+    def end_tasks(self) -> None:
+        """The gateway stops taking requests: every task ends and says so to whoever listens."""
+        self._tasks.close()
+
+    async def aclose(self) -> None:
+        """End what runs without a client."""
+        self._tasks.close()
+        await self._slow_calls.aclose()
+        await self._follower.aclose()
 
     async def _begin(
         self, upstream: Upstream, method: str, members: Fields, caller: Caller, resume: Resume | None
@@ -333,6 +451,8 @@ class Door:
             # Without state there is nothing to continue; a modern server may still know what the answers are for.
             return Resume(Retry(None), bridge.objects(answers)) if answers else None
         ticket = self._seal.open(envelope.text(raw_state, "requestState"), like)
+        if ticket.task:
+            return Resume(Followed(ticket.task, ticket.answered), answers)
         if not ticket.parked:
             return Resume(Retry(Raw(ticket.state.encode()) if ticket.state else None), bridge.objects(answers))
         parked = self._parking.leave(ticket.parked)
@@ -350,6 +470,8 @@ class Door:
         ticket.expires = time.time() + bridge.PARK_S
         if isinstance(required.continuation, Parked):
             ticket.parked = self._parking.enter(ticket.principal, required.continuation)
+        elif isinstance(required.continuation, Followed):
+            ticket.task, ticket.answered = required.continuation
         elif required.continuation.state is not None:
             ticket.state = bytes(required.continuation.state).decode()
         return self._seal.close(ticket)
@@ -362,6 +484,10 @@ class Door:
         """End a call whose questions nobody will answer."""
         if isinstance(required.continuation, Parked):
             self._withdraw(required.continuation)
+        elif isinstance(required.continuation, Followed):
+            upstream = self.pool.servers[required.ticket.server].upstream
+            if upstream is not None:
+                self._follower.withdraw(upstream, required.continuation.task)
 
     async def _find(self, caller: Caller, route: _Route, members: Fields, record: Record) -> tuple[Surface, Target]:
         """Resolve the name; if it belongs to a server that was never asked what it offers, ask that one first."""
@@ -369,12 +495,18 @@ class Door:
         try:
             return view, _resolve(view, route, members, record)
         except errors.UnknownName:
-            owner = caller.profile.servers[0] if view.single else names.owner(record.name)
-            if owner not in caller.profile.servers or self.pool.listing(owner) is not None:
+            if not await self._learn_owner(caller, view, record.name):
                 raise
-        await self.learn([owner])
         view = self.surface(caller)
         return view, _resolve(view, route, members, record)
+
+    async def _learn_owner(self, caller: Caller, view: Surface, name: str) -> bool:
+        """Ask the server that a name belongs to what it offers, if it was never asked; False if there is no such."""
+        owner = caller.profile.servers[0] if view.single else names.owner(name)
+        if owner not in caller.profile.servers or self.pool.listing(owner) is not None:
+            return False
+        await self.learn([owner])
+        return True
 
     # -- listings ----------------------------------------------------------------------------
 
@@ -443,7 +575,11 @@ class Door:
                 continue
             for name, raw in envelope.fields(listing.capabilities["extensions"]).items():
                 found.setdefault(name, []).append(raw)
-        return {name: raws[0] for name, raws in found.items() if name != TASKS and (len(raws) == 1 or name == APPS)}
+        return {
+            name: raws[0]
+            for name, raws in found.items()
+            if name != tasks.EXTENSION and (len(raws) == 1 or name == APPS)
+        }
 
     def instructions(self, caller: Caller) -> str:
         """The known instructions of the profile's servers, each under its name, each bounded."""
@@ -507,6 +643,24 @@ def wants_log(caller: Caller, params: bytes) -> bool:
     except WireError:
         return False
     return bool(caller.log_level) and _severity(level) >= _severity(caller.log_level)
+
+
+def _record(caller: Caller, method: str) -> Record:
+    return Record(
+        call=secrets.token_hex(8),
+        at=audit.now(),
+        principal=caller.principal.id,
+        client=caller.client,
+        profile=caller.profile.name,
+        method=method,
+        name="",
+    )
+
+
+def _needs_tasks() -> Reply:
+    """The refusal of a call that only clients with tasks may make."""
+    error = {"code": envelope.MISSING_CAPABILITY, "message": "this tool is only for clients that take tasks"}
+    return Reply(None, envelope.encode({**error, "data": tasks.MISSING}))
 
 
 def _ticket(caller: Caller, method: str, target: Target, arguments: str) -> Ticket:

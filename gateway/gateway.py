@@ -82,6 +82,7 @@ class Gateway:
             if self.docker.reconciler is not None:
                 tasks.start_soon(self.docker.reconciler.watch)
             stack.callback(tasks.cancel_scope.cancel)
+            stack.push_async_callback(self.door.aclose)
             self._stack = stack.pop_all()
         return self
 

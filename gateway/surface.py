@@ -117,8 +117,10 @@ def build(
             public = _public(kind, single, server, item.key)
             members = envelope.fields(item.raw)
             members[kind.key] = envelope.raw(public)
-            if kind is TOOLS and single is None and "_meta" in members:
-                _wrap_view(members, server)
+            if kind is TOOLS:
+                _strip_tasks(members)
+                if single is None and "_meta" in members:
+                    _wrap_view(members, server)
             out[kind.method][public] = envelope.encode(members)
             target = Target(server, item.key)
             if kind is TOOLS:
@@ -153,6 +155,19 @@ def _public(kind: Kind, single: str | None, server: str, key: str) -> str:
     if kind in (RESOURCES, TEMPLATES):
         return key if single else names.wrap_uri(server, key)
     return names.plain(key) if single else names.qualify(server, key)
+
+
+def _strip_tasks(tool: Fields) -> None:
+    """Say nothing of the tasks of revision 2025-11-25: that is another protocol than the extension offered here, and no
+    client could use them through the gateway."""
+    execution = tool.get("execution")
+    if execution is not None and bytes(execution)[:1] == b"{":
+        members = envelope.fields(execution)
+        members.pop("taskSupport", None)
+        if members:
+            tool["execution"] = envelope.raw(members)
+        else:
+            del tool["execution"]
 
 
 def _wrap_view(tool: Fields, server: str) -> None:

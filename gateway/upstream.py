@@ -126,6 +126,8 @@ class Upstream:
         self.last_used = asyncio.get_running_loop().time()
         self.subscribed: set[str] = set()
         """Resource URIs, as the server knows them, whose changes somebody wants to hear of."""
+        self.pins = 0
+        """Open tasks that live in this server: it is not idle."""
         self.filter_changed = asyncio.Event()
         self.listening: int | None = None
         """The id of the open `subscriptions/listen` request to a modern server."""
@@ -169,7 +171,7 @@ class Upstream:
     @property
     def busy(self) -> bool:
         """Whether it must not be taken for idle."""
-        return bool(self.in_flight or self.subscribed)
+        return bool(self.in_flight or self.subscribed or self.pins)
 
     def listen_filter(self) -> dict[str, object]:
         """What to listen for: changes of every list the server has, and of the subscribed resources."""

@@ -12,7 +12,14 @@ from typing import Any, Final
 
 ANNOTATION: Final = "x-mcp-header"
 PARAM_PREFIX: Final = "mcp-param-"
-NAME_OF: Final[Mapping[str, str]] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAME_OF: Final[Mapping[str, str]] = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "tasks/get": "taskId",
+    "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
 """The params member that `Mcp-Name` repeats, by method."""
 MAX_SCHEMA_NODES: Final = 20_000
 

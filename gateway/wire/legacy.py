@@ -14,12 +14,12 @@ import msgspec
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import __version__, bridge, door, errors
+from gateway import __version__, bridge, door, errors, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired, Resume
 from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import Lease
-from gateway.upstream import LOG, Notice, Reply
+from gateway.upstream import LOG, CallerFacts, Notice, Reply
 from gateway.wire import envelope, revisions
 from gateway.wire.envelope import Envelope, WireError
 from gateway.wire.meta import LOG_LEVELS
@@ -71,6 +71,10 @@ class LegacySession(Caller):
     def lease(self) -> Lease | None:
         asked = {name: raw for name, raw in self.capabilities.items() if name in bridge.CAPABILITY_OF.values()}
         return Lease(self.id, envelope.raw(asked), exclusive=False) if asked else None
+
+    def facts(self) -> CallerFacts:
+        # This era's tasks are others: a server may make a task of a call, and the door waits for it.
+        return CallerFacts(envelope.raw(tasks.with_extension(self.capabilities)), self.log_level)
 
     # -- messages from the client ------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import __version__, bridge, door, errors
+from gateway import __version__, bridge, door, errors, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired
 from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import ALL_CAPABILITIES, Lease
+from gateway.taskwatch import TaskWatch
 from gateway.upstream import LOG, Notice
 from gateway.wire import envelope, headers, meta, revisions
 from gateway.wire.envelope import Envelope, Fields, WireError
@@ -81,7 +82,8 @@ class ModernEra:
         self._listeners: set[_Listener] = set()
 
     def close(self) -> None:
-        """End every listening stream with its result."""
+        """End every task, and every listening stream with its result."""
+        self._door.end_tasks()
         for listener in self._listeners:
             listener.end()
 
@@ -137,6 +139,7 @@ class ModernEra:
             raise Rejected(*facts.problem)
         caller = ModernCaller(principal, profile, facts.client)
         caller.capabilities = facts.capabilities
+        caller.takes_tasks = tasks.declared(caller.capabilities)
         caller.log_level = facts.log_level
         return caller
 
@@ -155,6 +158,10 @@ class ModernEra:
         if method in ROUTES:
             if method == "tools/call" and given is not None:
                 self._check_mirrored(caller, members, given)
+            return await self._call(caller, method, bytes(incoming.params), send)
+        if method in tasks.METHODS:
+            if not caller.takes_tasks:
+                raise _lacks_tasks()
             return await self._call(caller, method, bytes(incoming.params), send)
         if method in LISTS:
             page = await self._door.list(caller, method, bytes(incoming.params))
@@ -184,7 +191,8 @@ class ModernEra:
                 await send(envelope.notification(notice.method, notice.params))
 
         try:
-            outcome = await self._door.call(caller, method, params, notify)
+            call = self._door.call_or_task if caller.takes_tasks else self._door.call
+            outcome = await call(caller, method, params, notify)
         except errors.UpstreamError as exc:
             if method != "tools/call":
                 raise
@@ -216,8 +224,7 @@ class ModernEra:
                 "logging": {},
             },
         }
-        if extensions := self._door.extensions(caller):
-            answer["capabilities"]["extensions"] = extensions
+        answer["capabilities"]["extensions"] = {**self._door.extensions(caller), tasks.EXTENSION: {}}
         if instructions := self._door.instructions(caller):
             answer["instructions"] = instructions
         return _complete(envelope.encode(answer), ttl_ms=LIST_TTL_MS)
@@ -232,12 +239,18 @@ class ModernEra:
             raise Rejected(envelope.INTERNAL_ERROR, "there are too many listeners; try again later", status=503)
         wanted = envelope.fields(members.get("notifications", envelope.ABSENT))
         honoured: dict[str, object] = {flag: True for flag in _FLAGS if bytes(wanted.get(flag, b"")) == b"true"}
-        uris = [envelope.text(raw, "resourceSubscriptions") for raw in _uris(wanted)]
+        uris = [envelope.text(raw, "resourceSubscriptions") for raw in _listed(wanted, "resourceSubscriptions")]
         if len(uris) > MAX_WATCHED:
             raise Rejected(envelope.INVALID_PARAMS, f"resourceSubscriptions holds at most {MAX_WATCHED} URIs")
+        ids = [envelope.text(raw, "taskIds") for raw in _listed(wanted, "taskIds")]
+        if ids and not caller.takes_tasks:
+            raise _lacks_tasks()
+        if len(ids) > MAX_WATCHED:
+            raise Rejected(envelope.INVALID_PARAMS, f"taskIds holds at most {MAX_WATCHED} ids")
         listener = _Listener(caller, id, frozenset(_FLAGS[flag] for flag in honoured))
         self._listeners.add(listener)
         self._door.enter(listener)
+        watch = TaskWatch(self._door, listener)
         try:
             watched = []
             for uri in uris:
@@ -248,12 +261,15 @@ class ModernEra:
                     _log.info("not watching a resource: %s", exc)
             if watched:
                 honoured["resourceSubscriptions"] = watched
+            if found := [task for task in dict.fromkeys(ids) if watch.add(task)]:
+                honoured["taskIds"] = found
             await send(listener.stamped("notifications/subscriptions/acknowledged", {"notifications": honoured}))
             async for message in listener.messages():
                 await send(message)
         finally:
             self._listeners.discard(listener)
             self._door.leave(listener)
+            await watch.aclose()
         return _complete(b"{}", ttl_ms=None, meta={revisions.SUBSCRIPTION_ID: Raw(id)})
 
 
@@ -262,6 +278,7 @@ class _Listener(ModernCaller):
 
     def __init__(self, caller: ModernCaller, id: bytes, methods: frozenset[str]) -> None:
         super().__init__(caller.principal, caller.profile, caller.client)
+        self.capabilities, self.takes_tasks = caller.capabilities, caller.takes_tasks
         self._id = id
         self._methods = methods
         self._events: deque[bytes] = deque()
@@ -270,7 +287,7 @@ class _Listener(ModernCaller):
         self._ended = False
 
     def deliver(self, method: str, params: bytes) -> None:
-        if method not in self._methods and method != door.UPDATED:
+        if method not in self._methods and method not in (door.UPDATED, tasks.CHANGED):
             return
         if len(self._events) >= MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
             # A client that does not read is told so by the end of its stream; it asks again and lists again.
@@ -317,6 +334,11 @@ class _ErrorReply(Exception):
         super().__init__(self.code)
 
 
+def _lacks_tasks() -> Rejected:
+    text = f"this needs a client that declares the extension {tasks.EXTENSION}"
+    return Rejected(envelope.MISSING_CAPABILITY, text, tasks.MISSING)
+
+
 def _check_headers(method: str, members: Fields, version: str, given: HeaderValues) -> None:
     """The headers that repeat the body must be there once and say the same."""
     _check_header(b"mcp-protocol-version", version, given)
@@ -333,8 +355,8 @@ def _check_header(name: bytes, value: str, given: HeaderValues) -> None:
         raise Rejected(envelope.HEADER_MISMATCH, text)
 
 
-def _uris(wanted: Fields) -> list[Raw]:
-    raw = wanted.get("resourceSubscriptions")
+def _listed(wanted: Fields, member: str) -> list[Raw]:
+    raw = wanted.get(member)
     return envelope.items(raw) if raw is not None and bytes(raw) != b"null" else []
 
 

@@ -20,12 +20,15 @@ from typing import Any, Final
 from catalog import Entry
 from tests.conformance import fixture
 from tests.conformance.process import Background, Ended
+from tests.servers.conformance import ONLY_AS_TASK
 
 ROOT: Final = Path(__file__).parents[2]
 LOCKGATE: Final = (sys.executable, "-c", "from gateway.cli import main; main()")
 SERVER: Final = "fixture"
 RECORD: Final = "record"
 READY_S: Final = 120
+TASK_AFTER_S: Final = 0.7
+"""Less than the fixture's jobs take."""
 START_S: Final = 300
 """The first start after a change of the fixture installs it with the SDK it needs."""
 
@@ -46,7 +49,8 @@ def package_entry(era: str, *, interactive: bool) -> dict[str, Any]:
 def _entry(way: Mapping[str, Any], *, interactive: bool) -> dict[str, Any]:
     texts = {"title": "Conformance fixture", "description": "What the conformance suite asks for."}
     asks = {"interactive": True} if interactive and "interactive" in Entry.model_fields else {}
-    return {**texts, **way, **asks, "limits": {"start_timeout_s": READY_S, "call_timeout_s": READY_S}}
+    tasks = {"after_s": TASK_AFTER_S, "only": list(ONLY_AS_TASK)}
+    return {**texts, **way, **asks, "tasks": tasks, "limits": {"start_timeout_s": READY_S, "call_timeout_s": READY_S}}
 
 
 @contextmanager

@@ -36,7 +36,8 @@ def request(method: str, params: Any = None, **more: Any) -> tuple[bytes, list[t
     """Body and headers of a proper request."""
     params = {**(params or {}), "_meta": meta(**more)}
     headers = [JSON, ACCEPT, ("MCP-Protocol-Version", VERSION), ("Mcp-Method", method)]
-    name = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}.get(method, "")
+    named = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+    name = named.get(method, "taskId" if method.startswith("tasks/") else "")
     if name in params:
         headers.append(("Mcp-Name", params[name]))
     return message(method, params, 1), headers

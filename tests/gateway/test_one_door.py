@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway import tasks
 from gateway.client import gateway_client
 from gateway.door import LISTS, ROUTES
 from gateway.upstream import Upstream
+from tests.gateway import taskclient
 from tests.gateway.callers import ACCEPT, JSON, message
 from tests.gateway.running import running
 from tests.gateway.test_stdio import META
@@ -33,6 +35,7 @@ HOLDERS = {
         ("admin.py", "describe"): "state for people",
         ("door.py", "_admit"): "the call that waits for answers goes on",
         ("door.py", "_withdraw"): "the call that waits for answers ends",
+        ("door.py", "give_up"): "the same for a task of the server's that nobody waits for",
         ("bridge.py", "__init__"): "a call that waits for answers keeps its connection",
         ("bridge.py", "answer"): "answers go to the server that asked",
     },
@@ -88,7 +91,8 @@ def test_only_the_door_knows_how_to_route_a_method() -> None:
     }
 
 
-SERVERS = {"a": ["friendly"], "b": ["friendly"]}
+SERVERS = {"a": ["friendly"], "b": ["friendly"], "t": ["tasker"]}
+THROUGH_THE_DOOR = {*ROUTES, *tasks.METHODS}
 
 
 @pytest.mark.anyio
@@ -138,15 +142,19 @@ async def test_every_request_of_a_client_that_reaches_a_server_came_through_the_
         async with gateway_client(place.gateway.settings) as client:
             await client.list_tools()
             await client.call_tool("a__echo", {})
+        assert (await taskclient.call(place, "a__echo"))["resultType"] == "complete"
+        id = await taskclient.task(place, "t__job", {"key": "k"})
+        for method in tasks.METHODS:
+            await taskclient.ask(place, method, id, inputResponses={})
         records = place.audit()
 
-    relayed = [(method, frames) for method, frames in started if method in ROUTES]
-    assert {method for method, _ in relayed} == set(ROUTES)
+    relayed = [(method, frames) for method, frames in started if method in THROUGH_THE_DOOR]
+    assert {method for method, _ in relayed} == THROUGH_THE_DOOR
     for method, frames in relayed:
         assert "door.py:call" in frames, (method, frames)
         assert frames.index("door.py:_admit") < frames.index("door.py:call")
-    others = [(method, frames) for method, frames in started if method not in ROUTES]
-    own = {"initialize", "server/discover", "logging/setLevel", *LISTS}
+    others = [(method, frames) for method, frames in started if method not in THROUGH_THE_DOOR]
+    own = {"initialize", "server/discover", "logging/setLevel", "subscriptions/listen", *LISTS}
     for method, frames in others:
         if method in ("resources/subscribe", "resources/unsubscribe"):
             assert "door.py:subscribe" in frames

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -67,6 +68,13 @@ LOG_PAUSE_S: Final = 0.05
 RECONNECT_PAUSE_S: Final = 0.2
 """How long `test_reconnection` goes on working after it has closed the stream of its call."""
 RETRY_MS: Final = 100
+TASKS: Final = "io.modelcontextprotocol/tasks"
+CAPABILITIES: Final = "io.modelcontextprotocol/clientCapabilities"
+TASK_TTL_MS: Final = 600_000
+TASK_POLL_MS: Final = 200
+JOB_S: Final = 1.5
+"""How long jobs work at least: longer than a gateway waits before it makes a task of a call to a legacy server."""
+HEADER_MISMATCH: Final = -32020
 LEGACY_NOT_FOUND: Final = -32002
 """What servers of the legacy era answer for an unknown resource; the modern era uses -32602."""
 
@@ -120,6 +128,10 @@ class ToolFailed(Exception):
     """The tool could not do it; the caller's model reads why."""
 
 
+class JobBroke(MCPError):
+    """An error of the protocol, whatever the era."""
+
+
 class StateSeal:
     """Signs what the modern era keeps at the client between two rounds: the answers so far."""
 
@@ -150,6 +162,8 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     answers: Json = field(default_factory=dict)
     """Modern era: what the client has answered, in this round or an earlier one."""
+    task: Task | None = None
+    """Modern era, for a client that takes tasks: what this call may become."""
 
     @property
     def is_modern(self) -> bool:
@@ -158,6 +172,11 @@ class Call:
     def declares(self, capability: str) -> bool:
         declared = self.ctx.session.client_capabilities
         return declared is not None and getattr(declared, capability) is not None
+
+    def becomes_task(self) -> None:
+        """From here on the call takes long: a client that takes tasks gets one now."""
+        if self.task is not None:
+            self.task.begun.set()
 
     async def ask(self, questions: Mapping[str, Question]) -> Json:
         """The answers by key; in the legacy era all questions are in flight at once.
@@ -168,6 +187,8 @@ class Call:
         """
         if missing := sorted({q.capability for q in questions.values() if not self.declares(q.capability)}):
             raise missing_capability(*missing) if self.is_modern else ToolFailed(f"the client lacks {missing}")
+        if self.task is not None and self.task.begun.is_set():
+            return await self.task.ask(questions)
         if self.is_modern:
             if open_questions := {key: q for key, q in questions.items() if key not in self.answers}:
                 raise InputRequired(open_questions, self.fixture.seal.close(self.answers))
@@ -214,6 +235,55 @@ class Call:
                     await self.ctx.session.send_resource_updated(uri)
 
 
+class Task:
+    """A call of the modern era that goes on after the client was told so (io.modelcontextprotocol/tasks)."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_hex(16)
+        self.begun = asyncio.Event()
+        self.work: asyncio.Task[Json] | None = None
+        self.is_cancelled = False
+        self._questions: dict[str, Question] = {}
+        self._answers: Json = {}
+        self._answered = asyncio.Event()
+        self._created = datetime.now(UTC).isoformat()
+
+    async def ask(self, questions: Mapping[str, Question]) -> Json:
+        self._questions, self._answers = dict(questions), {}
+        self._answered.clear()
+        await self._answered.wait()
+        return self._answers
+
+    def update(self, answers: Json) -> None:
+        for key in [key for key in answers if key in self._questions]:
+            self._answers[key] = answers[key]
+            del self._questions[key]
+        if not self._questions:
+            self._answered.set()
+
+    def cancel(self) -> None:
+        if self.work is not None and not self.work.done():
+            self.is_cancelled = True
+            self.work.cancel()
+
+    def state(self) -> Json:
+        times = {"createdAt": self._created, "lastUpdatedAt": datetime.now(UTC).isoformat()}
+        return {"taskId": self.id, "status": "working", **times, "ttlMs": TASK_TTL_MS, "pollIntervalMs": TASK_POLL_MS}
+
+    def detailed(self) -> Json:
+        state = {"resultType": "complete", **self.state()}
+        if self.is_cancelled:
+            return state | {"status": "cancelled"}
+        if self._questions:
+            requests = {key: {"method": q.method, "params": q.params} for key, q in self._questions.items()}
+            return state | {"status": "input_required", "inputRequests": requests}
+        if self.work is None or not self.work.done():
+            return state
+        if isinstance(failure := self.work.exception(), MCPError):
+            return state | {"status": "failed", "error": {"code": failure.code, "message": failure.message}}
+        return state | {"status": "completed", "result": self.work.result()}
+
+
 def missing_capability(*names: str) -> MCPError:
     return MCPError(
         types.MISSING_REQUIRED_CLIENT_CAPABILITY,
@@ -222,10 +292,17 @@ def missing_capability(*names: str) -> MCPError:
     )
 
 
+def missing_extension() -> MCPError:
+    needed = {"requiredCapabilities": {"extensions": {TASKS: {}}}}
+    return MCPError(types.MISSING_REQUIRED_CLIENT_CAPABILITY, "this needs a client that takes tasks", needed)
+
+
 # -- tools -------------------------------------------------------------------------------------------
 
 Content = list[Json]
 Handler = Callable[[Call], Awaitable[Content]]
+ONLY_AS_TASK: Final = ("failing_job", "test_tool_with_task")
+"""Jobs the modern era refuses to clients that take no tasks. In the legacy era only a gateway can refuse them."""
 TOOLS: dict[str, tuple[Json, Handler]] = {}
 
 
@@ -548,6 +625,68 @@ async def test_input_required_result_capabilities(call: Call) -> Content:
     return [text(f"answered: {', '.join(answered)}")]
 
 
+# -- tools that may become tasks (the suite's tasks scenarios) -----------------------------------------
+
+
+@tool(strings(name="Whom to greet"))
+async def greet(call: Call) -> Content:
+    """Greet at once."""
+    return [text(f"Hello, {call.arguments['name']}!")]
+
+
+@tool({"type": "object", "properties": {"seconds": {"type": "number"}, "label": {"type": "string"}}})
+async def slow_compute(call: Call) -> Content:
+    """Take some seconds; none means at once."""
+    if seconds := call.arguments.get("seconds", 0):
+        call.becomes_task()
+        await asyncio.sleep(max(seconds, JOB_S))
+    return [text(f"computed {call.arguments.get('label', '')}")]
+
+
+@tool()
+async def failing_job(call: Call) -> Content:
+    """Work for a while and fail."""
+    call.becomes_task()
+    await asyncio.sleep(JOB_S)
+    raise ToolFailed("This job always fails")
+
+
+@tool()
+async def protocol_error_job(call: Call) -> Content:
+    """Work for a while and end with an error of the protocol."""
+    call.becomes_task()
+    await asyncio.sleep(JOB_S)
+    raise JobBroke(types.INTERNAL_ERROR, "the job broke")
+
+
+@tool(strings(filename="What to delete"))
+async def confirm_delete(call: Call) -> Content:
+    """Look for a file, and ask before it is deleted."""
+    call.becomes_task()
+    await asyncio.sleep(JOB_S)
+    answers = await call.ask({"confirmation": elicit("Really delete it?", {"confirm": {"type": "boolean"}})})
+    return [text(f"confirmed: {json.dumps(answers['confirmation'])}")]
+
+
+@tool()
+async def multi_input(call: Call) -> Content:
+    """Work for a while, and ask two things at once."""
+    call.becomes_task()
+    await asyncio.sleep(JOB_S)
+    first, second = (elicit(question, NAME_FIELD) for question in ("What is your name?", "And your dog's?"))
+    answers = await call.ask({"own_name": first, "dog_name": second})
+    return [text(f"answered: {', '.join(sorted(answers))}")]
+
+
+@tool()
+async def test_tool_with_task(call: Call) -> Content:
+    """Ask first, and work for a while after."""
+    answers = await call.ask({"user_name": elicit("What is your name?", NAME_FIELD)})
+    call.becomes_task()
+    await asyncio.sleep(JOB_S)
+    return [text(f"Worked for {answers['user_name']['content'].get('name')}")]
+
+
 # -- prompts and resources ---------------------------------------------------------------------------
 
 
@@ -630,7 +769,10 @@ class Fixture:
             cache_hints={method: CacheHint(1000, "public") for method in (*hints, "server/discover")},  # type: ignore[misc]  # literals all
             get_tool_input_schema=lambda name: TOOLS[name][0]["inputSchema"] if name in TOOLS else None,
         )
-        self.server.middleware[:] = [self._right_era]
+        self.server.middleware[:] = [self._right_era, self._with_tasks]
+        self.tasks: dict[str, Task] = {}
+        if era != "legacy":
+            self.server.extensions[TASKS] = {}
         add = self.server.add_request_handler
         add("tools/list", types.PaginatedRequestParams, self._list_tools)
         add("tools/call", types.CallToolRequestParams, self._call_tool)
@@ -650,16 +792,60 @@ class Fixture:
             raise _wrong_era((ctx.params or {}).get("protocolVersion"))
         return await call_next(ctx)
 
+    async def _with_tasks(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        """The tasks extension, before the SDK: it knows no result of that type and none of the methods."""
+        params = dict(ctx.params or {})
+        if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            return await call_next(ctx)
+        declared = TASKS in params.get("_meta", {}).get(CAPABILITIES, {}).get("extensions", {})
+        if ctx.method == "tools/call":
+            if declared and params.get("name") in TOOLS:
+                return await self._task_or_result(ctx, types.CallToolRequestParams.model_validate(params))
+            if not declared and params.get("name") in ONLY_AS_TASK:
+                raise missing_extension()
+        if ctx.method not in ("tasks/get", "tasks/update", "tasks/cancel"):
+            return await call_next(ctx)
+        if ctx.request is not None and ctx.request.headers.get("mcp-name") != params.get("taskId"):
+            raise MCPError(HEADER_MISMATCH, "Mcp-Name does not repeat the task's id")
+        if not declared:
+            raise missing_extension()
+        task = self.tasks.get(str(params.get("taskId")))
+        if task is None:
+            raise MCPError(types.INVALID_PARAMS, "Task not found")
+        if ctx.method == "tasks/get":
+            return task.detailed()
+        if ctx.method == "tasks/update":
+            task.update(params.get("inputResponses", {}))
+        else:
+            task.cancel()
+        return {"resultType": "complete"}
+
+    async def _task_or_result(
+        self, ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
+    ) -> HandlerResult:
+        task = Task()
+        task.work = asyncio.create_task(self._call_tool(ctx, params, task))
+        begun = asyncio.create_task(task.begun.wait())
+        await asyncio.wait({task.work, begun}, return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        if not task.begun.is_set():
+            return await task.work
+        self.tasks[task.id] = task
+        return {"resultType": "task", **task.state()}
+
     async def _list_tools(self, ctx: Any, params: types.PaginatedRequestParams) -> Json:
         tools = [description for description, _ in TOOLS.values()]
         if self.has_temporary_tool:
             tools.append(dict(tools[0], name="test_temporary_tool"))
         return {"resultType": "complete", "tools": tools}
 
-    async def _call_tool(self, ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams) -> Json:
+    async def _call_tool(
+        self, ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams, task: Task | None = None
+    ) -> Json:
         if params.name not in TOOLS:
             raise MCPError(types.INVALID_PARAMS, f"no tool is named {params.name!r}")
         call = self._call(ctx, params.arguments)
+        call.task = task
         try:
             content = await TOOLS[params.name][1](call)
         except InputRequired as exc:
@@ -667,7 +853,7 @@ class Fixture:
         except ToolFailed as exc:
             return {"resultType": "complete", "content": [text(str(exc))], "isError": True}
         except MCPError as exc:
-            if call.is_modern or exc.code == types.MISSING_REQUIRED_CLIENT_CAPABILITY:
+            if call.is_modern or isinstance(exc, JobBroke) or exc.code == types.MISSING_REQUIRED_CLIENT_CAPABILITY:
                 raise
             return {"content": [text(f"the client refused: {exc.message}")], "isError": True}
         return {"resultType": "complete", "content": content}
