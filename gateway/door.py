@@ -30,6 +30,7 @@ from gateway.tasks import Task, Tasks
 from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
+from gateway.wire.handshake import APPS
 from gateway.wire.meta import LOG_LEVELS
 from policies import Action, PolicyEngine, Principal, Request
 
@@ -42,7 +43,6 @@ MAX_SURFACES: Final = 256
 MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
 UPDATED: Final = "notifications/resources/updated"
-APPS: Final = "io.modelcontextprotocol/ui"
 LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
 
 _IS_ERROR: Final = re.compile(rb'"isError"\s*:\s*true')

@@ -16,6 +16,9 @@ HASH_MARK: Final = "--"
 HASH_CHARS: Final = 12
 """60 bits: enough that two names of one server do not meet."""
 URI_SCHEME: Final = "lockgate://"
+VIEW_SCHEME: Final = "ui://"
+"""Of MCP Apps; hosts take nothing else for a view, so these URIs keep it."""
+VIEW_PREFIX: Final = "ui://lockgate/"
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _HASHED: Final = re.compile(rf"{HASH_MARK}[a-z2-7]{{{HASH_CHARS}}}$")
@@ -49,16 +52,20 @@ def _shortened(name: str, room: int) -> str:
 
 
 def wrap_uri(server: str, uri: str) -> str:
-    """A resource URI or URI template as clients see it: `lockgate://SERVER/ORIGINAL`."""
+    """A resource URI or URI template as clients see it: `lockgate://SERVER/ORIGINAL`, and `ui://lockgate/SERVER/REST`
+    for `ui://REST`."""
+    if uri.startswith(VIEW_SCHEME) and uri != VIEW_SCHEME:
+        return f"{VIEW_PREFIX}{server}/{uri[len(VIEW_SCHEME) :]}"
     return f"{URI_SCHEME}{server}/{uri}"
 
 
 def unwrap_uri(uri: str) -> tuple[str, str] | None:
     """The server and original URI behind a wrapped one; None for any other URI."""
-    if not uri.startswith(URI_SCHEME):
-        return None
-    server, slash, original = uri[len(URI_SCHEME) :].partition("/")
-    return (server, original) if slash and server and original else None
+    for prefix, scheme in ((URI_SCHEME, ""), (VIEW_PREFIX, VIEW_SCHEME)):
+        if uri.startswith(prefix):
+            server, slash, original = uri[len(prefix) :].partition("/")
+            return (server, scheme + original) if slash and server and original else None
+    return None
 
 
 def owner(name: str) -> str:

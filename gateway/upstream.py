@@ -16,7 +16,7 @@ from gateway.serverlog import ServerLog
 from gateway.wire import envelope, headers
 from gateway.wire.channel import Channel, Routing
 from gateway.wire.envelope import Envelope, Fields, WireError
-from gateway.wire.handshake import ServerFacts, legacy_meta, modern_meta, shake_hands
+from gateway.wire.handshake import OWN_CAPABILITIES, ServerFacts, legacy_meta, modern_meta, shake_hands
 from gateway.wire.meta import onward
 from gateway.wire.revisions import Era
 
@@ -56,7 +56,7 @@ class Reply(NamedTuple):
 class CallerFacts(NamedTuple):
     """What a server may know of the client a call is made for; both members are that client's own JSON."""
 
-    capabilities: Raw = Raw(b"{}")
+    capabilities: Raw = OWN_CAPABILITIES
     log_level: str = ""
 
 

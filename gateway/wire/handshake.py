@@ -16,6 +16,11 @@ from gateway.wire.revisions import Era
 
 OUR_NAME: Final = "lockgate"
 CLIENT_INFO: Final = envelope.raw({"name": OUR_NAME, "version": __version__})
+APPS: Final = "io.modelcontextprotocol/ui"
+APPS_SETTINGS: Final = {"mimeTypes": ["text/html;profile=mcp-app"]}
+OWN_CAPABILITIES: Final = envelope.raw({"extensions": {APPS: APPS_SETTINGS}})
+"""What the gateway declares for itself: views of MCP Apps are relayed, so servers may offer them. Clients that show
+none have a tool's ordinary content."""
 PROBE_TIMEOUT_S: Final = 5.0
 """How long a server that was never met may stay silent on `server/discover`; what it speaks is then remembered."""
 
@@ -136,7 +141,7 @@ async def _initialize(connection: Requester, capabilities: Raw) -> ServerFacts:
     connection.speaks("legacy", "")
     members = {
         "protocolVersion": envelope.raw(revisions.LEGACY[0]),
-        "capabilities": capabilities,
+        "capabilities": envelope.raw(envelope.fields(capabilities) | envelope.fields(OWN_CAPABILITIES)),
         "clientInfo": CLIENT_INFO,
     }
     answer = await connection.request("initialize", members)

@@ -79,15 +79,23 @@ def test_a_tool_named_with_a_separator_does_not_reach_into_another_server() -> N
     assert names.owner(names.qualify("a", "_c")) == "a"
 
 
-@given(ids, st.text(min_size=1).filter(lambda uri: "\ud800" not in uri))
+uris = st.tuples(st.sampled_from(["", "ui://", "ui://lockgate/", "lockgate://"]), st.text()).map("".join).filter(bool)
+
+
+@given(ids, uris.filter(lambda uri: "\ud800" not in uri))
 def test_unwrapping_undoes_wrapping(server: str, uri: str) -> None:
     wrapped = names.wrap_uri(server, uri)
     assert names.unwrap_uri(wrapped) == (server, uri)
     assert names.owner(wrapped) == server
+    assert wrapped.startswith("ui://") == (uri.startswith("ui://") and uri != "ui://")
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "lockgate:", "lockgate://", "lockgate://a", "lockgate://a/", "lockgate:///x", "x://a/b"]
+    "uri",
+    [
+        *("", "lockgate:", "lockgate://", "lockgate://a", "lockgate://a/", "lockgate:///x", "x://a/b"),
+        *("ui://", "ui://a", "ui://a/b", "ui://lockgate", "ui://lockgate/", "ui://lockgate/a", "ui://lockgate/a/"),
+    ],
 )
 def test_what_was_not_wrapped_is_not_unwrapped(uri: str) -> None:
     assert names.unwrap_uri(uri) is None

@@ -14,8 +14,9 @@ REVISION = "2025-11-25"
 class Behaviour:
     """One session's worth of server. `unasked` sends a message that answers nothing, `later` is a one-shot timer.
 
-    `options`: revision, capabilities, instructions, extra (number of plain tools), page (items a page), and `lists`,
-    which gives the raw items of a list by its method in place of the usual ones.
+    `options`: revision, capabilities, instructions, extra (number of plain tools), page (items a page), `lists`,
+    which gives the raw items of a list by its method in place of the usual ones, and `reads`, which gives the contents
+    of a resource by its URI.
     """
 
     def __init__(self, options: dict[str, Any], unasked: Send, later: Callable[[float, Callable[[], None]], None]):
@@ -25,6 +26,7 @@ class Behaviour:
         self.held: dict[str, Callable[[], None]] = {}
         self.notes: list[dict[str, Any]] = []
         self.levels: list[str] = []
+        self.hello: dict[str, Any] = {}
         self.added: list[str] = []
         self.asked: dict[str, Callable[[Any], None]] = {}
 
@@ -49,6 +51,7 @@ class Behaviour:
 
         match method:
             case "initialize":
+                self.hello = params
                 answer(self._hello(params))
             case "ping":
                 answer({})
@@ -68,7 +71,9 @@ class Behaviour:
                 ]
                 answer({"messages": messages})
             case "resources/read":
-                if params["uri"] == "memo://gone":
+                if (known := self.options.get("reads", {}).get(params["uri"])) is not None:
+                    answer({"contents": [{"uri": params["uri"], **known}]})
+                elif params["uri"] == "memo://gone":
                     refuse(-32002, "Resource not found", data={"uri": params["uri"]})
                 else:
                     answer(
@@ -131,6 +136,7 @@ class Behaviour:
                     "delay",
                     "big",
                     "levels",
+                    "hello",
                     *self.added,
                 ]
                 names += [f"tool{number:03}" for number in range(self.options.get("extra", 0))]
@@ -216,6 +222,8 @@ class Behaviour:
                 answer(text("logged"))
             case "notes":
                 answer(text(self.notes))
+            case "hello":
+                answer(text(self.hello))
             case "levels":
                 answer(text(self.levels))
             case "pid":

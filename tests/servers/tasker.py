@@ -100,7 +100,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     method, params = request["method"], request.get("params") or {}
     declared = params.get("_meta", {}).get(PREFIX + "clientCapabilities", {})
     takes_tasks = TASKS in declared.get("extensions", {})
-    log.append({"method": method, "tasks": takes_tasks, "params": {k: v for k, v in params.items() if k != "_meta"}})
+    shows = PREFIX + "ui" in declared.get("extensions", {})
+    log.append(
+        {
+            "method": method,
+            "tasks": takes_tasks,
+            "apps": shows,
+            "params": {k: v for k, v in params.items() if k != "_meta"},
+        }
+    )
     match method:
         case "server/discover":
             extensions = {} if options.get("plain") else {TASKS: {}}
