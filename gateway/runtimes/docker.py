@@ -63,7 +63,7 @@ class DockerRuntime:
         """`container_runtime` is the engine's runtime for entries that name none; empty is the engine's default."""
         self._engine = engine if isinstance(engine, DockerEngine) else DockerEngine(engine)
         self._images = images
-        self._handover = Handover(volumes, secrets or Secrets(), mounts or MountGuard((), ()))
+        self._handover = Handover(volumes, secrets or Secrets(), mounts or MountGuard((), ()), volume_uid=CONTAINER_UID)
         self._launcher = Launcher(images)
         self._container_runtime = container_runtime
         self._facts: dict[str, ImageFacts] = {}

@@ -50,9 +50,11 @@ class Handed(NamedTuple):
 
 
 class Handover:
-    """Collects what an entry asks for. One for each runtime."""
+    """Collects what an entry asks for. One for each runtime; `volume_uid` is the user new volumes belong to, where that
+    is not the gateway's own."""
 
-    def __init__(self, volumes: Path, secrets: Secrets, mounts: MountGuard) -> None:
+    def __init__(self, volumes: Path, secrets: Secrets, mounts: MountGuard, *, volume_uid: int | None = None) -> None:
+        self._volume_uid = volume_uid
         self._volumes = volumes
         self._secrets = secrets
         self._mounts = mounts
@@ -105,8 +107,8 @@ class Handover:
             path = self._volumes / entry.id / volume.name
             if not path.exists():
                 path.mkdir(mode=0o700, parents=True)
-                if os.getuid() == 0:
-                    os.chown(path, CONTAINER_UID, CONTAINER_UID)
+                if self._volume_uid is not None and os.getuid() == 0:
+                    os.chown(path, self._volume_uid, self._volume_uid)
             folders.append(Folder(path, volume.target))
             used += used_bytes(path)
         if used > entry.limits.volume_mib * MIB:

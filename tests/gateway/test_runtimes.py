@@ -431,6 +431,8 @@ async def test_a_sandboxed_process_sees_neither_the_gateways_files_nor_its_envir
             assert not (root / str(secret).lstrip("/")).exists()
             assert not (root / "etc/shadow").exists()
             assert (root / "data").is_dir()
+        # Without capabilities a user writes only where the folder is its own.
+        assert (tmp_path / "volumes/time/data").stat().st_uid == os.getuid()
         status = Path(f"/proc/{inner}/status").read_text()
         assert "CapEff:\t0000000000000000" in status
         assert "NoNewPrivs:\t1" in status
