@@ -62,7 +62,7 @@ def test_clients_of_a_revision_get_all_it_requires_from_a_server_of_either_era(
     found: dict[str, Future[Run]], form: str, revision: str
 ) -> None:
     run = found[form].result()
-    assert not run.broken
+    assert not run.broken, run.broken
     _judge(run, revision, LEAST["server", revision])
 
 
@@ -70,7 +70,7 @@ def test_clients_of_a_revision_get_all_it_requires_from_a_server_of_either_era(
 @pytest.mark.parametrize("revision", CLIENT_REVISIONS)
 def test_servers_of_a_revision_get_all_it_requires_of_a_client(found: dict[str, Future[Run]], revision: str) -> None:
     run = found[CLIENT].result()
-    assert not run.broken
+    assert not run.broken, run.broken
     _judge(run, revision, LEAST["client", revision])
 
 
