@@ -26,7 +26,8 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z0-9_-]{1,63})?")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 _HOST_NAME = re.compile(
-    r"(?:\*|(?:\*\.)?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])"
+    r"(?:\*|(?:\*\.)?[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*"
+    r"|[0-9.]+/[0-9]{1,2}|\[[0-9a-f:.]+(?:/[0-9]{1,3})?\])"
     r":[0-9]{1,5}"
 )
 _URL_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
@@ -230,10 +231,16 @@ def check_setting_name(text: str) -> str:
 
 
 def check_host(text: str) -> str:
-    """Check an address the server may reach: a host name, which may begin with *., and a port."""
-    found = _HOST_NAME.fullmatch(text)
-    if not found or not 0 < int(text.rpartition(":")[2]) <= LAST_PORT:
+    """Check an address the server may reach: a host name, which may begin with *., or a network, and a port."""
+    host, _, port = text.rpartition(":")
+    if not _HOST_NAME.fullmatch(text) or not 0 < int(port) <= LAST_PORT:
         raise ValueError(f"{quoted(text)} is no host and port; write example.com:443 or *.example.com:443")
+    if host[0] == "[" or re.fullmatch(r"[0-9./]+", host):
+        try:
+            ipaddress.ip_network(host.strip("[]"))
+        except ValueError:
+            text = quoted(text)
+            raise ValueError(f"{text} is no network and port; write 10.1.0.0/16:443 or [2001:db8::/32]:443") from None
     return text
 
 

@@ -30,8 +30,6 @@ def lacking(entry: Entry) -> Iterator[str]:
         yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
     if entry.oauth is not None:
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
-    if entry.hosts:
-        yield "may reach certain hosts only, which this gateway cannot enforce yet"
     if entry.transport != "stdio":
         yield f"speaks {entry.transport} from inside its container, which this gateway does not do yet"
     if entry.per_call:

@@ -50,6 +50,7 @@ class AdminApi:
             Route("/admin/servers", self._guarded(self._servers)),
             Route("/admin/servers/{id}", self._guarded(self._server)),
             Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
+            Route("/admin/servers/{id}/egress", self._guarded(self._egress)),
             Route("/admin/servers/{id}/start", self._guarded(self._start), methods=["POST"]),
             Route("/admin/servers/{id}/stop", self._guarded(self._stop), methods=["POST"]),
         ]
@@ -98,6 +99,14 @@ class AdminApi:
     async def _logs(self, request: Request) -> Response:
         lines = self._find(request).log.lines()
         return JSONResponse({"lines": [{"at": line.at, "origin": line.origin, "text": line.text} for line in lines]})
+
+    async def _egress(self, request: Request) -> Response:
+        server = self._find(request)
+        entry, attempts = server.entry, server.log.attempts
+        reach = "none" if entry.network == "none" else "hosts" if entry.hosts else "internet"
+        return JSONResponse(
+            {"reach": reach, "hosts": entry.hosts, "attempts": attempts.rows(), "unaudited": attempts.unaudited}
+        )
 
     async def _start(self, request: Request) -> Response:
         server = self._find(request)

@@ -36,6 +36,11 @@ class Record(msgspec.Struct):
     ms: float = 0.0
 
 
+def egress_denied(call: str, server: str, where: str, detail: str) -> Record:
+    """The record of a connection that a server's egress filter refused: no caller, and `where` in place of a name."""
+    return Record(call, now(), "", "", "", "egress", where, server=server, outcome="denied", detail=detail)
+
+
 class AuditUnwritable(Exception):
     """The audit file cannot be written; calls must not go on without it."""
 

@@ -5,21 +5,24 @@ Composes the rooms; knows no HTTP."""
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import anyio
 from anyio import to_thread
 
 from catalog import Catalog, Entry, Profile
-from gateway import errors
+from gateway import audit, errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.catalogs import open_catalog
 from gateway.docker_engine import DockerEngine
 from gateway.door import Door
+from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
 from gateway.leftovers import remove_leftovers
 from gateway.listings import ListingStore
@@ -35,6 +38,8 @@ from gateway.runtimes.remote import RemoteRuntime
 from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets
 from gateway.settings import Settings
 from policies import AllowList
+
+_log: Final = logging.getLogger(__name__)
 
 
 class StateInUse(errors.GatewayError):
@@ -111,6 +116,8 @@ class Gateway:
             secrets=self.secrets,
             mounts=MountGuard(settings.mount_roots, own),
             container_runtime=settings.container_runtime,
+            egress_network=settings.egress_network,
+            report=self._audit_denied,
         )
         self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run, self.secrets)
         self.remote = RemoteRuntime()
@@ -121,6 +128,16 @@ class Gateway:
                 raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but {self.no_engine}")
         else:
             self.no_engine = "not used: LOCKGATE_RUNTIME=process"
+
+    def _audit_denied(self, server: str, attempt: Attempt) -> None:
+        """Record what the egress filter refused; it is refused whether or not that can be recorded."""
+        where = f"{attempt.host}:{attempt.port}"
+        detail = f"{attempt.via}: {attempt.reason}"
+        record = audit.egress_denied(secrets.token_hex(8), server, where, detail)
+        try:
+            self.audit.write(record)
+        except audit.AuditUnwritable as exc:
+            _log.error("what server %s was denied could not be recorded: %s", server, exc)
 
     def runtime_for(self, entry: Entry) -> Runtime:
         """Containers where there is an engine, else processes; remote entries run elsewhere anyway.

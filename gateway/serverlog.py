@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import Final, Literal, NamedTuple
 
+from gateway.egress.attempts import Attempts
 from gateway.redaction import Redactor
 
 MAX_LINES: Final = 1000
@@ -30,6 +31,8 @@ class ServerLog:
     def __init__(self) -> None:
         self._lines: deque[LogLine] = deque(maxlen=MAX_LINES)
         self._partial = b""
+        self.attempts = Attempts()
+        """What the server tried to reach, where that is filtered."""
         self.hides: Redactor | None = None
         """Takes the server's secrets out of whatever it says; set at its start."""
         self.noise = 0

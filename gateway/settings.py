@@ -47,6 +47,8 @@ class Settings:
     page_size: int = 250
     container_runtime: str = ""
     """The engine's runtime for containers whose entry names none, such as runsc; empty is the engine's default."""
+    egress_network: str = "bridge"
+    """The engine's network through which servers with listed hosts reach the internet, by their filters."""
     mount_roots: tuple[Path, ...] = ()
     """Folders of this machine below which entries may have folders mounted; none without it."""
     secrets_dir: Path | None = None

@@ -82,6 +82,24 @@ def logs(id: ServerId, as_json: AsJson = False) -> None:
         typer.echo(f"{at} {line['origin']:7} {line['text']}")
 
 
+@app.command("egress")
+def egress(id: ServerId, as_json: AsJson = False) -> None:
+    """Show what a server may reach, and what it has tried to."""
+    found = _ask(lambda client: client.admin("GET", _path(id, "/egress")))
+    if as_json:
+        print_json(found)
+        return
+    may = {"none": "nothing", "internet": "everything: it is not filtered", "hosts": ", ".join(found["hosts"])}
+    typer.echo(f"may reach: {may[found['reach']]}")
+    table = Table("", "host", "port", "by", "times", "last", "reason", box=None, pad_edge=False)
+    for row in found["attempts"]:
+        at = datetime.datetime.fromtimestamp(row["last"], datetime.UTC).strftime("%H:%M:%S")
+        verdict = "denied" if row["denied"] else "passed"
+        table.add_row(verdict, row["host"], str(row["port"]), row["via"], str(row["times"]), at, row["reason"])
+    if found["attempts"]:
+        out.print(table)
+
+
 @app.command("start")
 def start(id: ServerId) -> None:
     """Start a server now instead of at its first call."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from anyio import to_thread
 from catalog import Entry
 from gateway import errors
 from gateway.docker_engine import DockerEngine, EngineErrors, short
+from gateway.egress.attempts import Attempt
+from gateway.egress.gate import Gate, own_addresses
 from gateway.engine_address import EngineAddress
 from gateway.images import Image, ImageStore
 from gateway.mounts import MountGuard
@@ -59,13 +62,19 @@ class DockerRuntime:
         secrets: Secrets | None = None,
         mounts: MountGuard | None = None,
         container_runtime: str = "",
+        egress_network: str = "bridge",
+        report: Callable[[str, Attempt], None] | None = None,
     ) -> None:
-        """`container_runtime` is the engine's runtime for entries that name none; empty is the engine's default."""
+        """`container_runtime` is the engine's runtime for entries that name none; empty is the engine's default.
+        `egress_network` is the engine's network through which filtered servers reach the internet; `report` hears of
+        what they were denied, by server."""
         self._engine = engine if isinstance(engine, DockerEngine) else DockerEngine(engine)
         self._images = images
         self._handover = Handover(volumes, secrets or Secrets(), mounts or MountGuard((), ()), volume_uid=CONTAINER_UID)
         self._launcher = Launcher(images)
         self._container_runtime = container_runtime
+        self._egress_network = egress_network
+        self._report = report or (lambda server, attempt: None)
         self._facts: dict[str, ImageFacts] = {}
         self._run = run
         self._client: docker.APIClient | None = None
@@ -106,12 +115,36 @@ class DockerRuntime:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
-        client = self._require_client()
         image = await self._image(entry, log)
         handed = await self._handover.collect(entry)
+        if not entry.hosts:
+            return await self._start(entry, image, handed, None, receiver, log)
+        gate = Gate(self._engine, self._run, entry, log, partial(self._report, entry.id))
+        try:
+            await self._open_gate(gate, log)
+            return await self._start(entry, image, handed, gate, receiver, log)
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await gate.aclose(self.remove)
+            if isinstance(exc, (*_Failures, errors.ImageError, OSError)):
+                text = f"the egress filter of {entry.id} could not be started: {short(exc)}"
+                raise errors.UpstreamUnavailable(text) from exc
+            raise
+
+    async def _open_gate(self, gate: Gate, log: ServerLog) -> None:
+        base = await self._images.base("python", lambda line: log.write("gateway", line))
+        address = self._engine.address.url
+        # Of another machine only the filter itself knows an address: the way by which it goes out.
+        forbidden = own_addresses() if address.startswith("unix://") else []
+        await gate.open(base, self._egress_network, forbidden, self.connect_attach)
+
+    async def _start(
+        self, entry: Entry, image: Image, handed: Handed, gate: Gate | None, receiver: Receiver, log: ServerLog
+    ) -> DockerChannel:
+        client = self._require_client()
         name = self._run.hold(entry.id)
         try:
-            given = await self._given(client, entry, name, handed, log)
+            given = await self._given(client, entry, name, handed, gate, log)
             spec = specification(entry, image, await self._image_facts(client, image), given)
         except BaseException as exc:
             self._run.release(name)
@@ -126,7 +159,7 @@ class DockerRuntime:
         try:
             created = await asyncio.shield(creating)
             await self._handover.recheck(handed)
-            channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log)
+            channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log, gate)
             await channel.attach(handed.opening() if given.launcher_volume else b"")
             await self._engine.guard(lambda: client.start(created["Id"]), shield=True)
         except BaseException as exc:
@@ -150,7 +183,9 @@ class DockerRuntime:
 
         return await self._engine.guard(create, shield=True)
 
-    async def _given(self, client: docker.APIClient, entry: Entry, name: str, handed: Handed, log: ServerLog) -> Given:
+    async def _given(
+        self, client: docker.APIClient, entry: Entry, name: str, handed: Handed, gate: Gate | None, log: ServerLog
+    ) -> Given:
         """What this container is given beside its entry.
 
         Raises:
@@ -172,7 +207,8 @@ class DockerRuntime:
             folders=handed.folders,
             launcher_volume=volume,
             plain=handed.plain,
-            network="bridge" if entry.network == "internet" else "none",
+            network=gate.network if gate else "bridge" if entry.network == "internet" else "none",
+            dns=gate.address if gate else "",
             container_runtime=await self._runtime(client, entry),
         )
 
@@ -252,8 +288,11 @@ class DockerChannel(LineChannel):
         image: Image,
         receiver: Receiver,
         log: ServerLog,
+        gate: Gate | None = None,
     ) -> None:
+        """The channel owns `gate` once it is returned from a start."""
         super().__init__(receiver, log)
+        self._gate = gate
         self.detail: Mapping[str, str] = {"container": name, "id": id[:12], "image": image.reference}
         self._runtime = runtime
         self._name = name
@@ -326,6 +365,9 @@ class DockerChannel(LineChannel):
         except errors.UpstreamUnavailable as exc:
             self.log.write("gateway", str(exc))
         await self._disconnect()
+        if self._gate is not None:
+            gate, self._gate = self._gate, None
+            await gate.aclose(self._runtime.remove)
 
 
 def _wait_until_removed(client: docker.APIClient, name: str) -> None:

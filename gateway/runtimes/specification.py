@@ -32,6 +32,31 @@ OOM_SCORE: Final = 500
 """When the whole machine is out of memory, a server goes before the gateway does."""
 
 
+STREAMS: Final[Mapping[str, Any]] = {
+    "OpenStdin": True,
+    "StdinOnce": True,
+    "AttachStdin": True,
+    "AttachStdout": True,
+    "AttachStderr": True,
+}
+CONFINED: Final[Mapping[str, Any]] = {
+    "RestartPolicy": {"Name": "no"},
+    "CapDrop": ["ALL"],
+    "SecurityOpt": ["no-new-privileges"],
+    "Privileged": False,
+    "ReadonlyRootfs": True,
+    "IpcMode": "private",
+    "CgroupnsMode": "private",
+    # Without a log driver no result is stored on disk by the engine; attach works all the same.
+    "LogConfig": {"Type": "none", "Config": {}},
+    "OomScoreAdj": OOM_SCORE,
+    "ShmSize": SHM_BYTES,
+    "Init": True,
+    "AutoRemove": True,
+}
+"""What holds for every container."""
+
+
 class Folder(NamedTuple):
     """A folder or file of the host that the container sees."""
 
@@ -95,37 +120,57 @@ def specification(entry: Entry, image: Image, facts: ImageFacts, given: Given) -
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
         "Tty": False,
-        "OpenStdin": True,
-        "StdinOnce": True,
-        "AttachStdin": True,
-        "AttachStdout": True,
-        "AttachStderr": True,
+        **STREAMS,
         "HostConfig": {
+            **CONFINED,
             "Binds": [f"{one.source}:{one.target}:{'rw' if one.writable else 'ro'}" for one in given.folders],
             "Mounts": _launcher_mount(given),
             "NetworkMode": given.network,
             "Dns": [given.dns] if given.dns else [],
-            "RestartPolicy": {"Name": "no"},
-            "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
-            "Privileged": False,
-            "ReadonlyRootfs": True,
             "Tmpfs": _tmpfs(entry, image, facts, given),
-            "IpcMode": "private",
-            "CgroupnsMode": "private",
-            "Ulimits": _ulimits(entry),
-            # Without a log driver no result is stored on disk by the engine; attach works all the same.
-            "LogConfig": {"Type": "none", "Config": {}},
+            "Ulimits": _limits(entry.limits.volume_mib * MIB),
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": int(entry.limits.cpus * 1e9),
             "PidsLimit": entry.limits.pids,
-            "OomScoreAdj": OOM_SCORE,
-            "ShmSize": SHM_BYTES,
-            "Init": True,
-            "AutoRemove": True,
             **({"Runtime": given.container_runtime} if given.container_runtime else {}),
             **({"DeviceRequests": [_gpus(entry.limits.gpus)]} if entry.limits.gpus else {}),
+        },
+    }
+
+
+FILTER_MEMORY_MIB: Final = 96
+FILTER_CPUS: Final = 0.5
+FILTER_PIDS: Final = 64
+
+
+def filter_specification(
+    image: str, command: Sequence[str], labels: Mapping[str, str], network: str, user: str = "65532:65532"
+) -> dict[str, Any]:
+    """The create request for the egress filter of one server: as confined as the server itself, but for its network."""
+    memory = FILTER_MEMORY_MIB * MIB
+    return {
+        "Image": image,
+        "Entrypoint": [],
+        "Cmd": list(command),
+        "User": user,
+        "Env": ["PYTHONDONTWRITEBYTECODE=1"],
+        "Labels": dict(labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGKILL",
+        "Tty": False,
+        **STREAMS,
+        "HostConfig": {
+            "NetworkMode": network,
+            **CONFINED,
+            "Tmpfs": {TMP: f"{WRITABLE},size=4m,nr_inodes=64,mode=1777"},
+            "Ulimits": _limits(4 * MIB),
+            "Memory": memory,
+            "MemorySwap": memory,
+            "NanoCpus": int(FILTER_CPUS * 1e9),
+            "PidsLimit": FILTER_PIDS,
+            # Low ports without a capability; and no packet passes from one of its networks to the other.
+            "Sysctls": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ip_forward": "0"},
         },
     }
 
@@ -175,9 +220,8 @@ def _tmpfs(entry: Entry, image: Image, facts: ImageFacts, given: Given) -> dict[
     return found
 
 
-def _ulimits(entry: Entry) -> list[dict[str, Any]]:
-    largest = entry.limits.volume_mib * MIB
-    limits = {"nofile": MAX_OPEN_FILES, "core": 0, "nproc": MAX_PROCESSES, "fsize": largest}
+def _limits(largest_file: int) -> list[dict[str, Any]]:
+    limits = {"nofile": MAX_OPEN_FILES, "core": 0, "nproc": MAX_PROCESSES, "fsize": largest_file}
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
 
 

@@ -15,6 +15,7 @@ import pytest
 from anyio import to_thread
 
 from catalog import Entry
+from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
 from gateway.mounts import MountGuard
 from gateway.runs import Run
@@ -91,9 +92,11 @@ async def sandbox(
     values: Mapping[str, str] | None = None,
     mounts: MountGuard | None = None,
     container_runtime: str = "",
+    egress_network: str = "bridge",
+    attempts: list[Attempt] | None = None,
 ) -> AsyncIterator[Sandbox]:
     """Start the probe in a container, below a state folder of its own; nothing is left afterwards. `values` are secrets
-    by name."""
+    by name; denied attempts to reach something are added to `attempts`."""
     client = engine()
     log = ServerLog()
     upstream = Upstream(entry.id, log, call_timeout_s=DEADLINE_S * 3, on_notification=lambda *_: None)
@@ -108,6 +111,8 @@ async def sandbox(
             secrets=Secrets(stores),
             mounts=mounts,
             container_runtime=container_runtime,
+            egress_network=egress_network,
+            report=lambda _, attempt: attempts.append(attempt) if attempts is not None else None,
         )
         try:
             assert await runtime.probe() is None

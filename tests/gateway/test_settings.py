@@ -40,6 +40,7 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "LOCKGATE_CONTEXT_TOKENS": "4096",
         "LOCKGATE_PAGE_SIZE": "10",
         "LOCKGATE_CONTAINER_RUNTIME": "runsc",
+        "LOCKGATE_EGRESS_NETWORK": "out",
         "LOCKGATE_MOUNT_ROOTS": f"{tmp_path}/a:{tmp_path}/b",
         "LOCKGATE_SECRETS_DIR": "/s",
     }
@@ -58,6 +59,7 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         4096,
         10,
         "runsc",
+        "out",
         (tmp_path / "a", tmp_path / "b"),
         Path("/s"),
     )
