@@ -17,7 +17,7 @@ import anyio
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import audit, bridge, errors, names, relayed, surface, tasks
+from gateway import audit, bridge, errors, extensions, names, relayed, surface, tasks
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
@@ -28,9 +28,8 @@ from gateway.slowcalls import SlowCall, SlowCalls
 from gateway.surface import Surface, Target
 from gateway.tasks import Task, Tasks
 from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
-from gateway.wire import envelope, headers
+from gateway.wire import envelope, headers, methods
 from gateway.wire.envelope import Fields, WireError
-from gateway.wire.handshake import APPS
 from gateway.wire.meta import LOG_LEVELS
 from policies import Action, PolicyEngine, Principal, Request
 
@@ -215,7 +214,9 @@ class Door:
     ) -> Reply | InputRequired:
         if method in tasks.METHODS:
             return await self._admit_task(caller, method, envelope.fields(params), record)
-        route = ROUTES[method]
+        route = ROUTES.get(method)
+        if route is None:
+            return await self._admit_foreign(caller, method, params, notify, record)
         members = envelope.fields(params)
         view, target = await self._find(caller, route, members, record)
         record.server, record.item = target.server, target.item
@@ -286,6 +287,58 @@ class Door:
         if isinstance(outcome, InputRequired):
             record.outcome = "input_required"
         return outcome
+
+    # -- extensions --------------------------------------------------------------------------
+
+    async def _admit_foreign(
+        self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record
+    ) -> Reply | InputRequired:
+        """A request of an extension or a vendor. What it asks is not known here, so it goes to the one server it can be
+        meant for, unchanged; questions of that server in its course are declined."""
+        server = self._meant(caller, method, params, record)
+        if server is None:
+            raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
+        upstream = await self._connect(caller, server)
+        call = await self._begin(upstream, method, envelope.fields(params), caller, None)
+        try:
+            while not isinstance(item := await call.next(), Reply):
+                if isinstance(item, Notice):
+                    await notify(item)
+                else:
+                    upstream.answer(item, None)
+        finally:
+            upstream.cancel(call, "the caller withdrew the request")
+            self.pool.free(upstream)
+        record.outcome = "ok" if item.result is not None else "error"
+        return item
+
+    def tell(self, caller: Caller, method: str, params: bytes) -> None:
+        """Pass a client's notification of an extension or vendor on, to a connection that is open. Like a call it must
+        be meant for one server alone, allowed and recorded; otherwise it is dropped, as nobody waits for an answer.
+
+        Raises:
+            AuditUnwritable: then it is not passed on.
+        """
+        record = _record(caller, method)
+        server = self._meant(caller, method, params, record)
+        upstream = self.pool.live(server, self._lease(caller, server)) if server is not None else None
+        record.outcome = "ok" if upstream is not None else "unknown"
+        self._audit.write(record)
+        if upstream is not None:
+            upstream.notify(method, params)
+
+    def _meant(self, caller: Caller, method: str, params: bytes, record: Record) -> str | None:
+        """The server a foreign method is meant for, if that is clear and allowed."""
+        record.name = method[:256]
+        server = extensions.owner(method, caller.profile.servers, self._listings(caller))
+        if server is None:
+            return None
+        record.server, record.item, record.arguments = server, method, audit.digest(params)
+        decision = self._policy.decide(Request(caller.principal, "extension", caller.profile.name, server, method))
+        record.policies = decision.policy_ids
+        if decision.allowed:
+            caller.servers.add(server)
+        return server if decision.allowed else None
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -432,12 +485,13 @@ class Door:
 
     async def _connect(self, caller: Caller, server: str) -> Upstream:
         """The shared connection, or the caller's own where a legacy server may ask it questions."""
+        return await self.pool.connection(server, self._lease(caller, server))
+
+    def _lease(self, caller: Caller, server: str) -> Lease | None:
         listing = self.pool.listing(server)
         if self.pool.servers[server].entry.interactive and (listing is None or listing.era == "legacy"):
-            lease = caller.lease()
-            if lease is not None:
-                return await self.pool.connection(server, lease)
-        return await self.pool.connection(server)
+            return caller.lease()
+        return None
 
     def _unsealed(self, members: Fields, like: Ticket) -> Resume | None:
         """The call that a modern client continues, taken out of the request; None for a new call.
@@ -553,7 +607,7 @@ class Door:
         key = (profile.name, caller.principal, self._policy.generation, self.pool.generation)
         found = self._surfaces.get(key)
         if found is None:
-            listings = {id: known for id in profile.servers if (known := self.pool.listing(id)) is not None}
+            listings = self._listings(caller)
 
             def visible(kind: Kind, server: str, item: str) -> bool:
                 action: Action = "list" if kind is TOOLS else "prompt" if kind is PROMPTS else "read"
@@ -566,20 +620,11 @@ class Door:
         return found
 
     def extensions(self, caller: Caller) -> Fields:
-        """Extensions that can be offered: those that exactly one server of the profile declares, and MCP Apps, which is
-        only a matter of names."""
-        found: dict[str, list[Raw]] = {}
-        for id in caller.profile.servers:
-            listing = self.pool.listing(id)
-            if listing is None or "extensions" not in listing.capabilities:
-                continue
-            for name, raw in envelope.fields(listing.capabilities["extensions"]).items():
-                found.setdefault(name, []).append(raw)
-        return {
-            name: raws[0]
-            for name, raws in found.items()
-            if name != tasks.EXTENSION and (len(raws) == 1 or name == APPS)
-        }
+        """The extensions that this caller can use, with the settings of their servers."""
+        return extensions.offered(self._listings(caller))
+
+    def _listings(self, caller: Caller) -> dict[str, Listing]:
+        return {id: known for id in caller.profile.servers if (known := self.pool.listing(id)) is not None}
 
     def instructions(self, caller: Caller) -> str:
         """The known instructions of the profile's servers, each under its name, each bounded."""
@@ -607,6 +652,8 @@ class Door:
             self._log_message(upstream.server, params)
         elif method == UPDATED:
             self._resource_updated(upstream.server, params)
+        elif methods.is_foreign_notification(method):
+            self._foreign_notification(upstream.server, method, params)
 
     def _resource_updated(self, server: str, params: bytes) -> None:
         try:
@@ -621,13 +668,21 @@ class Door:
             caller.deliver(UPDATED, envelope.encode(members))
 
     def _log_message(self, server: str, params: bytes) -> None:
-        """Log messages go to those who called the server, unless callers of several principals did: a message cannot be
+        for caller in self._hearers(server):
+            if wants_log(caller, params):
+                caller.deliver(LOG, params)
+
+    def _foreign_notification(self, server: str, method: str, params: bytes) -> None:
+        """To those who could send one like it to this very server."""
+        for caller in self._hearers(server):
+            if extensions.owner(method, caller.profile.servers, self._listings(caller)) == server:
+                caller.deliver(method, params)
+
+    def _hearers(self, server: str) -> Collection[Caller]:
+        """Those who called the server, unless callers of several principals did: what a server says unasked cannot be
         tied to the call that caused it, and must not show one principal what another does."""
         hearers = [caller for caller in self._callers if server in caller.servers]
-        if len({caller.principal for caller in hearers}) == 1:
-            for caller in hearers:
-                if wants_log(caller, params):
-                    caller.deliver(LOG, params)
+        return hearers if len({caller.principal for caller in hearers}) == 1 else []
 
     def set_log_level(self, caller: Caller, level: str) -> None:
         """Set what one caller wants to hear; servers are told the most talkative level anybody asked for."""

@@ -171,6 +171,15 @@ class Pool:
                 server.connections.pop(wanted.key, None)  # it may not even be tried yet
             raise
 
+    def live(self, id: str, lease: Lease | None) -> Upstream | None:
+        """The connection that `connection` would give if it is open already; an exclusive lease has none to give."""
+        if lease is not None and lease.exclusive:
+            return None
+        connection = self._servers[id].connections.get(SHARED if lease is None else (lease.owner, 0))
+        if connection is None or connection.upstream is None or connection.upstream.ended.is_set():
+            return None
+        return connection.upstream
+
     def _wanted(self, server: Server, lease: Lease | None) -> Connection:
         """The connection to use: synchronous, so that two callers cannot both take the last free one."""
         if lease is None:

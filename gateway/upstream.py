@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.serverlog import ServerLog
-from gateway.wire import envelope, headers
+from gateway.wire import envelope, headers, methods
 from gateway.wire.channel import Channel, Routing
 from gateway.wire.envelope import Envelope, Fields, WireError
 from gateway.wire.handshake import OWN_CAPABILITIES, ServerFacts, legacy_meta, modern_meta, shake_hands
@@ -395,10 +395,15 @@ class Upstream:
     def _notified(self, incoming: Envelope, id: int | None) -> None:
         if incoming.method == PROGRESS:
             self._progressed(incoming.params)
-        elif incoming.method == LOG and (call := self._caused_by(id)) is not None:
-            call.push(Notice(LOG, bytes(incoming.params)))
+        elif self._is_of_a_call(incoming.method) and (call := self._caused_by(id)) is not None:
+            call.push(Notice(incoming.method, bytes(incoming.params)))
         else:
             self._on_notification(self, incoming.method, bytes(incoming.params))
+
+    @staticmethod
+    def _is_of_a_call(method: str) -> bool:
+        """Whether a notification may be about the call on whose stream it comes."""
+        return method == LOG or methods.is_foreign_notification(method)
 
     def _caused_by(self, id: int | None) -> Call | None:
         """The call a message belongs to: that of its stream, or the only one on a connection that serves one caller."""

@@ -14,7 +14,8 @@ class AllowList:
     """Allows the items of the servers a profile names.
 
     `rules` maps profile name -> server id -> allowed tool names, None meaning all tools of that server. Prompts,
-    resources and completions follow the server; tools also the list.
+    resources and completions follow the server; tools also the list. Methods of extensions could do anything, so they
+    are allowed only where all tools are.
     """
 
     reads_arguments = False
@@ -36,4 +37,6 @@ class AllowList:
         rule = f"profile:{request.profile}:{request.server}"
         if tools is not None and request.action in ("call", "list") and request.item not in tools:
             return Decision(False, (), f"profile {request.profile} does not select this tool of {request.server}")
+        if tools is not None and request.action == "extension":
+            return Decision(False, (), f"profile {request.profile} selects tools of {request.server}")
         return Decision(True, (rule,), "allowed by profile")

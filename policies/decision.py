@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Action = Literal["call", "list", "read", "prompt", "complete"]
+Action = Literal["call", "list", "read", "prompt", "complete", "extension"]
+"""`extension` is any other method of a server: a request or notification that only it and its clients understand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing somebody wants to do. `item` is a tool or prompt name, or a resource URI, as its server knows it."""
+    """One thing somebody wants to do. `item` is a tool or prompt name, a resource URI, or an extension's method, as its
+    server knows it."""
 
     principal: Principal
     action: Action

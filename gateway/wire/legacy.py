@@ -20,7 +20,7 @@ from gateway.bridge import InputRequired, Resume
 from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import Lease
 from gateway.upstream import LOG, CallerFacts, Notice, Reply
-from gateway.wire import envelope, revisions
+from gateway.wire import envelope, methods, revisions
 from gateway.wire.envelope import Envelope, WireError
 from gateway.wire.meta import LOG_LEVELS
 from policies import Principal
@@ -108,6 +108,8 @@ class LegacySession(Caller):
                 return envelope.result(id, await self._subscription(method, incoming.params))
             if method in LISTS:
                 return envelope.result(id, await self._door.list(self, method, bytes(incoming.params)))
+            if methods.is_foreign(method):
+                return _encoded(id, await self._call(method, bytes(incoming.params), send))
             return envelope.result(id, self._other(method, incoming.params))
         except errors.UnknownName as exc:
             if method.startswith("resources/"):
@@ -244,7 +246,12 @@ class LegacySession(Caller):
         return envelope.encode(answer)
 
     def notification(self, incoming: Envelope) -> None:
-        """Take a notification; unknown ones are ignored, as JSON-RPC wants."""
+        """Take a notification; those that nobody knows are ignored, as JSON-RPC wants."""
+        if methods.is_foreign_notification(incoming.method):
+            try:
+                self._door.tell(self, incoming.method, bytes(incoming.params))
+            except AuditUnwritable as exc:
+                _log.error("a notification is dropped: %s", exc)
         if incoming.method == "notifications/roots/list_changed":
             for upstream in self._door.pool.leased(self.id):
                 upstream.notify(incoming.method)

@@ -21,7 +21,7 @@ from gateway.door import LISTS, ROUTES, Caller, Door
 from gateway.pool import ALL_CAPABILITIES, Lease
 from gateway.taskwatch import TaskWatch
 from gateway.upstream import LOG, Notice
-from gateway.wire import envelope, headers, meta, revisions
+from gateway.wire import envelope, headers, meta, methods, revisions
 from gateway.wire.envelope import Envelope, Fields, WireError
 from policies import Principal
 
@@ -171,6 +171,8 @@ class ModernEra:
             return self._discover(caller)
         if method == "subscriptions/listen":
             return await self._listen(id, members, caller, send)
+        if methods.is_foreign(method):
+            return await self._call(caller, method, bytes(incoming.params), send)
         raise Rejected(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
 
     def _check_mirrored(self, caller: Caller, members: Fields, given: HeaderValues) -> None:

@@ -633,7 +633,7 @@ async def test_small_pages_walk_through_everything_once(tmp_path: Path) -> None:
     async with running(tmp_path, servers, page_size=3) as place:
         session = await place.session()
         names = [tool["name"] for tool in await walk(session, "tools/list", "tools")]
-        assert len(names) == len(set(names)) == 19 + 39
+        assert len(names) == len(set(names)) == 20 + 40
         assert names == sorted(names)
         for method, member, count in (
             ("prompts/list", "prompts", 2),
@@ -826,10 +826,11 @@ async def test_each_call_has_exactly_one_record_and_it_holds_no_arguments(tmp_pa
                 {"ref": {"type": "ref/prompt", "name": "a__greet"}, "argument": {"name": "name", "value": secret}},
                 "ok",
             ),
+            ("nonsense", {"x": secret}, "error"),
         ]
         for method, params, _ in calls:
             await session.ask(method, params)
-        for method in ("ping", "tools/list", "prompts/list", "nonsense"):
+        for method in ("ping", "tools/list", "prompts/list", "tools/nonsense"):
             await session.ask(method)
         records = place.audit()
         assert [(record["method"], record["outcome"]) for record in records] == [(m, o) for m, _, o in calls]

@@ -5,6 +5,7 @@ Knows which functions may hold a connection; why each may is written beside it."
 import ast
 import asyncio
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ def test_only_the_door_knows_how_to_route_a_method() -> None:
     }
 
 
-SERVERS = {"a": ["friendly"], "b": ["friendly"], "t": ["tasker"]}
-THROUGH_THE_DOOR = {*ROUTES, *tasks.METHODS}
+DEEP = {"extension": "org.example/deep", "vendor": ["deep/look"]}
+SERVERS = {"a": ["friendly"], "b": ["friendly"], "t": ["tasker", json.dumps(DEEP)]}
+THROUGH_THE_DOOR = {*ROUTES, *tasks.METHODS, "deep/look"}
 
 
 @pytest.mark.anyio
@@ -127,6 +129,7 @@ async def test_every_request_of_a_client_that_reaches_a_server_came_through_the_
             *((method, {}) for method in LISTS),
             ("tasks/get", {"taskId": "1"}),
             ("sampling/createMessage", {}),
+            ("deep/look", {}),
             ("ping", {}),
         ]
         for method, params in calls:

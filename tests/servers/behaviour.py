@@ -15,8 +15,8 @@ class Behaviour:
     """One session's worth of server. `unasked` sends a message that answers nothing, `later` is a one-shot timer.
 
     `options`: revision, capabilities, instructions, extra (number of plain tools), page (items a page), `lists`,
-    which gives the raw items of a list by its method in place of the usual ones, and `reads`, which gives the contents
-    of a resource by its URI.
+    which gives the raw items of a list by its method in place of the usual ones, `reads`, which gives the contents of a
+    resource by its URI, and `vendor`, further methods that are answered.
     """
 
     def __init__(self, options: dict[str, Any], unasked: Send, later: Callable[[float, Callable[[], None]], None]):
@@ -86,6 +86,11 @@ class Behaviour:
             case "completion/complete":
                 values = [f"{params['ref'].get('name') or params['ref'].get('uri')}:{params['argument']['value']}"]
                 answer({"completion": {"values": values, "total": 1, "hasMore": False}})
+            case _ if method in self.options.get("vendor", ()):
+                if "tell" in params:
+                    self.unasked(json.dumps({"jsonrpc": "2.0", "method": params["tell"], "params": {"news": 1.5}}))
+                if "hold" not in params:
+                    answer({"heard": params, "x": [1.50]})
             case _:
                 refuse(-32601, f"Method not found: {method}")
 
