@@ -347,16 +347,23 @@ class Door:
 
         Raises: what `call` raises.
         """
-        if method == "tools/call":
+        target = await self._slow_target(caller, params) if method == "tools/call" else None
+        if target is None:
+            return await self.call(caller, method, params, notify)
+        after_s = self.pool.servers[target.server].entry.tasks.after_s
+        return await self._slow_calls.call(caller, target, params, notify, after_s)
+
+    async def _slow_target(self, caller: Caller, params: bytes) -> Target | None:
+        """The tool of a call that may become a task of the gateway's own; whatever is wrong is for `call` to find."""
+        try:
             name = envelope.text(envelope.fields(params).get("name", envelope.ABSENT), "name")
+        except WireError:
+            return None
+        view = self.surface(caller)
+        if name not in view.tools and await self._learn_owner(caller, view, name):
             view = self.surface(caller)
-            if name not in view.tools and await self._learn_owner(caller, view, name):
-                view = self.surface(caller)
-            target = view.tools.get(name)
-            if target is not None and not self._makes_tasks(target.server):
-                after_s = self.pool.servers[target.server].entry.tasks.after_s
-                return await self._slow_calls.call(caller, target, params, notify, after_s)
-        return await self.call(caller, method, params, notify)
+        target = view.tools.get(name)
+        return None if target is None or self._makes_tasks(target.server) else target
 
     def _makes_tasks(self, server: str) -> bool:
         listing = self.pool.listing(server)

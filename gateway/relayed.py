@@ -147,6 +147,7 @@ class Follower:
         """
         told, steps = "", 0
         limit_s = upstream.call_timeout_s * FOLLOW_FACTOR
+        upstream.pins += 1
         try:
             async with asyncio.timeout(limit_s):
                 while True:
@@ -166,6 +167,8 @@ class Follower:
         except asyncio.CancelledError:
             self.withdraw(upstream, followed.task)
             raise
+        finally:
+            upstream.pins -= 1
 
     async def resume(
         self,

@@ -164,6 +164,7 @@ class SlowCall(Task):
 
     def _end(self, status: Status) -> None:
         self.open = False
+        self._params = b""
         self._ttl_s = max(self._ttl_s, asyncio.get_running_loop().time() - self._born + TTL_S)
         self._owner.table.reschedule(self)
         self._change(status)
@@ -202,6 +203,7 @@ class SlowCall(Task):
     def hand_out(self) -> Reply:
         """The task, in place of the result."""
         self.handed_out = True
+        self._notify_client = _ignore  # its request is over, and nothing of it is kept
         return Reply(envelope.encode({"resultType": "task", **self._state()}), None)
 
     @property
@@ -351,6 +353,10 @@ class SlowCalls:
         for one in work:
             one.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+
+
+async def _ignore(notice: Notice) -> None:
+    """Nobody is there to hear it."""
 
 
 def _progress_text(params: bytes) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 
+MIN_POLL_S: Final = 1.0
+"""Between two questions after a server's task, whatever the server allows: each is a call with its own audit line."""
+
 
 class TaskWatch:
     """The tasks that one listener wants to hear of. Tasks of the gateway's own tell; for a server's the listener asks
@@ -67,7 +70,7 @@ class TaskWatch:
                 if bytes(envelope.fields(last).get("status", Raw(b'""'))).strip(b'"').decode() in tasks.TERMINAL:
                     return
                 how = self._door.poll_of(self._listener, id)
-                await asyncio.sleep(how if isinstance(how, float) else 0)
+                await asyncio.sleep(max(how, MIN_POLL_S) if isinstance(how, float) else MIN_POLL_S)
         except (errors.GatewayError, WireError, AuditUnwritable) as exc:
             _log.info("no longer watching a task: %s", exc)
 

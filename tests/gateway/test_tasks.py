@@ -12,7 +12,7 @@ from gateway import tasks
 from gateway.door import Caller
 from gateway.surface import Target
 from gateway.tasks import Task, Tasks
-from policies import Principal
+from policies import AllowList, Principal
 from tests.gateway.running import Place, running
 from tests.gateway.taskclient import (
     MISSING_CAPABILITY,
@@ -83,7 +83,10 @@ async def test_a_call_that_is_answered_soon_stays_a_call(tmp_path: Path) -> None
         assert answer["resultType"] == "complete"
         assert json.loads(answer["content"][0]["text"]) == {"x": 1}
         assert (await error(place, "tools/call", {"name": "a__error"}))["code"] == -32050
-        assert (await error(place, "tools/call", {"name": "a__nope"}))["code"] == -32602
+        for wrong in ("a__nope", "zz__echo"):
+            assert (await error(place, "tools/call", {"name": wrong}))["code"] == -32602
+        outcomes = [record["outcome"] for record in place.audit()]
+        assert outcomes == ["ok", "error", "unknown", "unknown"]
         hint = {"name": "a__raw", "arguments": {}, "task": {"ttl": 5}}
         seen = await result(place, "tools/call", hint, clientCapabilities=TAKES)
         assert '"task"' not in seen["content"][0]["text"].replace('\\"', '"')
@@ -287,6 +290,9 @@ async def test_a_task_belongs_to_its_profile_and_to_tools_that_may_be_seen(tmp_p
             refusal = await place.http.request("POST", "/mcp", body, wrong)
             assert refusal.status == 400
             assert refusal.messages()[0]["error"]["code"] == -32020
+        place.gateway.door._policy = AllowList({"all": {"a": frozenset({"pid"})}})
+        for method in tasks.METHODS:
+            assert await error(place, method, {"taskId": id, "inputResponses": {}}) == strangers[0]
 
 
 class Plain(Task):
