@@ -35,7 +35,11 @@ def main() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if "id" in message and "method" in message:
-            reply = {"jsonrpc": "2.0", "id": message["id"], "result": answer(message["method"], message["params"])}
+            reply = {
+                "jsonrpc": "2.0",
+                "id": message["id"],
+                "result": answer(message["method"], message.get("params") or {}),
+            }
             print(json.dumps(reply), flush=True)
 
 
