@@ -32,6 +32,7 @@ _decoder: Final = msgspec.msgpack.Decoder(ToWorker)
 
 def main() -> None:
     """Serve until stdin closes."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # whatever the gateway or its starter had open
     out = os.dup(1)
     os.dup2(2, 1)  # whatever native code prints must not land between the frames
     os.set_inheritable(out, False)

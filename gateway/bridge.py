@@ -30,6 +30,8 @@ PARK_S: Final = 600.0
 MAX_PARKED: Final = 512
 MAX_PARKED_PER_PRINCIPAL: Final = 64
 NONCE_BYTES: Final = 12
+MAX_GATHERED: Final = 32
+"""Questions put to a client at once; the others wait for the next round."""
 MAX_ROUNDS: Final = 20
 """Times one call may ask; then the server is taken to be going round in circles."""
 CAPABILITY_OF: Final[Mapping[str, str]] = {
@@ -183,7 +185,7 @@ class Parking:
 async def gather(call: Call, first: Question) -> list[Question]:
     """The question and those that follow at once."""
     questions = [first]
-    while True:
+    while len(questions) < MAX_GATHERED:
         try:
             async with asyncio.timeout(GATHER_S):
                 item = await call.next()
@@ -194,6 +196,7 @@ async def gather(call: Call, first: Question) -> list[Question]:
         else:
             call.put_back(item)
             return questions
+    return questions
 
 
 def keyed(questions: list[Question]) -> dict[str, Question]:

@@ -18,6 +18,8 @@ from typing import Final
 
 import anyio
 
+from gateway.descriptors import keep_only
+
 LAST_LINES: Final = 15
 """Lines of a failed installer that go into the error: enough for its own message, short enough to read."""
 MAX_LINE_BYTES: Final = 1 << 20
@@ -75,6 +77,7 @@ async def run_installer(
             start_new_session=True,
             limit=MAX_LINE_BYTES,
             pass_fds=inherit,
+            preexec_fn=keep_only(*inherit),
         )
     except OSError as exc:
         raise InstallerFailed(f"{argv[0]} could not be started: {exc}", ()) from exc

@@ -25,8 +25,15 @@ LOG: Final = "notifications/message"
 MAX_PAGES: Final = 1000
 MAX_ITEMS: Final = 10_000
 """Bounds on one listing: a hostile server must not page for ever."""
+MAX_LISTED_COMMAS: Final = 1_000_000
+"""In one page of a listing: ten thousand items with a hundred members each, and nothing is built from more."""
 MAX_UNREAD_NOTICES: Final = 1000
-"""Progress messages kept for a caller that does not read; older ones are dropped first."""
+MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
+"""Progress and log messages kept for a caller that does not read; older ones are dropped first."""
+MAX_UNREAD_QUESTIONS: Final = 64
+"""Questions of one call that wait to be put to its caller; one more is declined."""
+MAX_ID_BYTES: Final = 1024
+"""Of a server's question: we must repeat it in the answer."""
 MAX_CALL_FACTOR: Final = 10
 """Progress extends a call's deadline, up to this many times the deadline in all."""
 
@@ -63,7 +70,7 @@ class CallerFacts(NamedTuple):
 class Call:
     """One request in flight: any number of notices and questions, then exactly one reply."""
 
-    __slots__ = ("_items", "_waiter", "extended_s", "id", "progress_token", "timeout_s", "timer")
+    __slots__ = ("_items", "_unread_bytes", "_waiter", "extended_s", "id", "progress_token", "timeout_s", "timer")
 
     def __init__(self, id: int, progress_token: Raw | None, timeout_s: float | None) -> None:
         self.id = id
@@ -73,18 +80,35 @@ class Call:
         self.extended_s = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self._items: deque[Notice | Question | Reply | errors.UpstreamError] = deque()
+        self._unread_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, item: Notice | Question | Reply | errors.UpstreamError) -> None:
-        if len(self._items) >= MAX_UNREAD_NOTICES and isinstance(item, Notice):
-            self._items.popleft()
+        if isinstance(item, Notice):
+            self._unread_bytes += len(item.params)
+            while len(self._items) >= MAX_UNREAD_NOTICES or self._unread_bytes > MAX_UNREAD_BYTES:
+                if not self._drop_oldest_notice():
+                    break
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _drop_oldest_notice(self) -> bool:
+        for position, item in enumerate(self._items):
+            if isinstance(item, Notice):
+                self._unread_bytes -= len(item.params)
+                del self._items[position]
+                return True
+        return False
+
+    def has_room_for_a_question(self) -> bool:
+        return sum(isinstance(item, Question) for item in self._items) < MAX_UNREAD_QUESTIONS
+
     def put_back(self, item: Notice | Reply) -> None:
         """Undo one `next`."""
         self._items.appendleft(item)
+        if isinstance(item, Notice):
+            self._unread_bytes += len(item.params)
 
     async def next(self) -> Notice | Question | Reply:
         """
@@ -98,6 +122,8 @@ class Call:
             finally:
                 self._waiter = None
         item = self._items.popleft()
+        if isinstance(item, Notice):
+            self._unread_bytes -= len(item.params)
         if isinstance(item, errors.UpstreamError):
             raise item
         return item
@@ -138,6 +164,8 @@ class Upstream:
         self._channel: Channel | None = None
         self._calls: dict[int, Call] = {}
         self._next_id = 0
+        self.n_dropped = 0
+        """Answers to nothing: repeated, late, or never asked for."""
         self._era: Era = "legacy"
         self._revision = ""
 
@@ -385,6 +413,9 @@ class Upstream:
         call = self._calls.pop(id, None) if id is not None else None
         if call is None:
             # Unknown, repeated or late answers are dropped: they must never reach another caller.
+            self.n_dropped += 1
+            if self.n_dropped == 1:
+                self.log.write("gateway", "it answered a request that is not open; such answers are dropped")
             return
         self._finish(call)
         if error := bytes(incoming.error):
@@ -431,6 +462,9 @@ class Upstream:
 
     def _asked(self, incoming: Envelope, id: int | None) -> None:
         """A question from the server goes to the call on whose stream it came, else to the latest one."""
+        if len(bytes(incoming.id)) > MAX_ID_BYTES:
+            self.log.stray(bytes(incoming.id))
+            return
         question = Question(bytes(incoming.id), incoming.method, bytes(incoming.params))
         if question.method == "ping":
             self.answer(question, b"{}")
@@ -438,7 +472,7 @@ class Upstream:
         call = self._calls.get(id) if id is not None else None
         if call is None and self._calls:
             call = self._calls[max(self._calls)]
-        if call is None or not self.may_ask:
+        if call is None or not self.may_ask or not call.has_room_for_a_question():
             self.answer(question, None)
         else:
             call.push(question)
@@ -473,7 +507,10 @@ class Upstream:
         found: list[Raw] = []
         async for page in self._pages(method):
             try:
-                found += envelope.items(page.get(key, Raw(b"[]")))
+                listed = bytes(page.get(key, b"[]"))
+                if listed.count(b",") > MAX_LISTED_COMMAS:
+                    raise errors.UpstreamInvalid(f"server {self.server} lists more in {method} than anybody could read")
+                found += envelope.items(listed)
             except WireError as exc:
                 raise errors.UpstreamInvalid(f"server {self.server}: {method}: {exc}") from exc
             if len(found) > MAX_ITEMS:

@@ -16,6 +16,7 @@ from typing import Final, cast
 
 from catalog import Entry
 from gateway import errors
+from gateway.descriptors import keep_only
 from gateway.mounts import MountGuard
 from gateway.packages import InstalledPackage, PackageStore
 from gateway.runs import MARK, Run
@@ -28,7 +29,6 @@ from gateway.wire.lines import LineChannel, LineTooLong
 
 EXIT_GRACE_S: Final = 2.0
 """After stdin is closed, and again after SIGTERM."""
-STDERR: Final = 2
 SYSTEM_FOLDERS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 NETWORK_FILES: Final = (
     "/etc/resolv.conf",
@@ -174,9 +174,15 @@ async def spawn(
         OSError: it cannot be started.
     """
     channel = ProcessChannel(receiver, log, label)
-    _keep_descriptors()
+    inherited = tuple(files)
     transport, _ = await asyncio.get_running_loop().subprocess_exec(
-        lambda: _ServerProcess(channel), *argv, env=env, cwd=cwd, start_new_session=True, pass_fds=tuple(files)
+        lambda: _ServerProcess(channel),
+        *argv,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+        pass_fds=inherited,
+        preexec_fn=keep_only(*inherited),
     )
     channel.started(transport)
     log.write("gateway", f"started process {transport.get_pid()} {label}")
@@ -196,15 +202,6 @@ def _open_files(files: Mapping[str, SecretValue]) -> Iterator[Mapping[str, int]]
     finally:
         for fd in opened.values():
             os.close(fd)
-
-
-def _keep_descriptors() -> None:
-    """Hand none of our open files to the program: uvloop closes none in it, and whoever started us may have left some
-    open."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > STDERR:
-            with suppress(OSError):  # the listing's own is closed by now
-                os.set_inheritable(int(name), False)
 
 
 def _outside_system(installed: InstalledPackage) -> list[Path]:

@@ -126,10 +126,13 @@ def decode_batch(message: bytes) -> list[Raw]:
     """The members of a JSON-RPC batch (only revision 2025-03-26 has batches).
 
     Raises:
-        WireError: not a JSON array.
+        WireError: not a JSON array, or one of more values than a message may hold.
     """
     try:
+        strict.check_size(message)
         return _batch.decode(message)
+    except strict.Ambiguous as exc:
+        raise WireError(PARSE_ERROR, f"not a JSON-RPC batch: {exc}") from exc
     except (msgspec.DecodeError, RecursionError) as exc:
         raise WireError(PARSE_ERROR, f"not a JSON-RPC batch: {exc}") from exc
 

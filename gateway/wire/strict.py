@@ -39,9 +39,7 @@ def check(data: bytes) -> None:
     Raises:
         Ambiguous: a repeated key, a number no double can hold, or too deep or too many values.
     """
-    n_containers = data.count(b"{") + data.count(b"[")
-    if n_containers > MAX_DEPTH or n_containers + data.count(b",") > MAX_VALUES:
-        _check_shape(data)
+    check_size(data)
     if len(data) <= MAX_COMPARED_BYTES and _is_written_once(data):
         return
     text = data.decode()
@@ -62,8 +60,19 @@ def _is_written_once(data: bytes) -> bool:
         return False
 
 
+def check_size(data: bytes) -> None:
+    """Refuse what is too deep or holds too many values, before anything is built from it. `data` may be no JSON at all.
+
+    Raises:
+        Ambiguous: it is, or it does.
+    """
+    n_containers = data.count(b"{") + data.count(b"[")
+    if n_containers > MAX_DEPTH or n_containers + data.count(b",") > MAX_VALUES:
+        _check_shape(data)
+
+
 def _check_shape(data: bytes) -> None:
-    """Count brackets and commas outside strings, before anything is built from them."""
+    """Count brackets and commas outside strings."""
     too_many = Ambiguous(f"more than {MAX_VALUES} values in one message")
     bare = bytearray()
     end = 0

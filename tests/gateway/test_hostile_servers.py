@@ -194,9 +194,11 @@ async def test_a_server_that_dies_in_a_call_says_how_and_comes_back(
 
 
 async def test_a_server_that_closes_its_stdout_ends_the_call(tmp_path: Path) -> None:
-    async with running(tmp_path, pair("closes_stdout", call_timeout_s=0.5)) as place:
+    async with running(tmp_path, pair("closes_stdout")) as place:
         session = await place.session()
-        assert UNSAFE in await session.failure("bad__poke")
+        text = await session.failure("bad__poke")
+        assert UNSAFE in text
+        assert "closed its stdout" in text
         await good_works(place)
 
 

@@ -100,6 +100,7 @@ async def test_a_server_inherits_no_file_of_the_gateways(tmp_path: Path) -> None
             opened = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
             assert str(secret) not in opened
             assert all(one.startswith(("socket:", "pipe:", "/dev/null")) for one in opened)
+            assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]
     finally:
         os.close(fd)
 

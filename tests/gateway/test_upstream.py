@@ -195,3 +195,40 @@ async def test_the_servers_facts_are_its_own_json() -> None:
         assert facts.offers("tools")
         assert not facts.offers("prompts")
         assert facts.capabilities["experimental"] == Raw(json.dumps(capabilities["experimental"]).encode())
+
+
+@pytest.mark.sec("SEC-014")
+async def test_answers_to_nothing_are_dropped_and_counted() -> None:
+    async with connected("hostile", "answers_twice") as upstream:
+        for number in range(1, 4):
+            assert await text(await begin(upstream, "poke")) == "first"
+            await until(lambda number=number: upstream.n_dropped == number, "the second answer has come")
+        noted = [line.text for line in upstream.log.lines() if "request that is not open" in line.text]
+        assert len(noted) == 1
+
+
+@pytest.mark.sec("SEC-020")
+async def test_what_a_caller_does_not_read_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_UNREAD_BYTES", 100_000)
+    async with connected("hostile", "floods_progress", "2000") as upstream:
+        call = await begin(upstream, "poke", token="t")
+        await until(lambda: upstream.in_flight == 0, "the answer has come")
+        sizes = []
+        while not isinstance(item := await call.next(), Reply):
+            sizes.append(len(item.params))
+        assert 50 < len(sizes) < 100
+        assert sum(sizes) <= 100_000
+
+
+@pytest.mark.sec("SEC-020")
+async def test_questions_nobody_reads_are_bounded_in_number_and_the_rest_declined() -> None:
+    call = Call(1, None, None)
+    for number in range(module.MAX_UNREAD_QUESTIONS):
+        assert call.has_room_for_a_question()
+        call.push(module.Question(b"%d" % number, "sampling/createMessage", b""))
+    assert not call.has_room_for_a_question()
+    for _ in range(2 * module.MAX_UNREAD_NOTICES):
+        call.push(Notice(PROGRESS, b"{}"))
+    for number in range(module.MAX_UNREAD_QUESTIONS):
+        question = await call.next()
+        assert question == module.Question(b"%d" % number, "sampling/createMessage", b"")

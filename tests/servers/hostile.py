@@ -1,4 +1,4 @@
-"""A server that breaks one rule: `hostile.py BEHAVIOUR`. Up to that it answers like any small server.
+"""A server that breaks one rule: `hostile.py BEHAVIOUR [HOW MUCH]`. Up to that it answers like any small server.
 
 Each behaviour is a function below; its docstring says which rule it breaks."""
 
@@ -260,8 +260,8 @@ def pings_and_never_reads() -> None:
     """Once called, sends pings without end and reads none of the answers."""
 
     def flood(request: dict[str, Any]) -> None:
-        ping = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}\n' % (b"p" * 10_000)
-        for _ in range(10_000):
+        ping = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}\n' % (b"p" * 1000)
+        for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 100_000):
             write(ping)
         send(id=request["id"], result=result(request, "flooded"))
         threading.Event().wait()
@@ -297,6 +297,87 @@ def breaks_its_next_list() -> None:
         answer(request)
 
     serve(on_call=changed, on_list=listed)
+
+
+def interleaves() -> None:
+    """Writes two messages at once, so that their pieces alternate."""
+
+    def mix(request: dict[str, Any]) -> None:
+        one = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result(request, "one")}).encode() + b"\n"
+        two = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"x": "y"}}).encode() + b"\n"
+        for place in range(0, max(len(one), len(two)), 7):
+            write(one[place : place + 7] + two[place : place + 7])
+
+    serve(mix)
+
+
+def closes_stdin() -> None:
+    """Answers one call and then reads nothing more."""
+
+    def close(request: dict[str, Any]) -> None:
+        answer(request)
+        os.close(0)
+        threading.Event().wait()
+
+    serve(close)
+
+
+def answers_late() -> None:
+    """Answers the first call only when the second is asked, before that one's own answer."""
+    first: list[dict[str, Any]] = []
+
+    def late(request: dict[str, Any]) -> None:
+        if not first:
+            first.append(request)
+            return
+        send(id=first[0]["id"], result=result(request, "too late"))
+        send(id=request["id"], result=result(request, "in time"))
+
+    serve(late)
+
+
+def floods_progress() -> None:
+    """Sends 100,000 progress messages of 1 kB for each call before the answer."""
+
+    def flood(request: dict[str, Any]) -> None:
+        token = request["params"].get("_meta", {}).get("progressToken")
+        for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 100_000):
+            params = {"progressToken": token, "progress": number, "message": "x" * 1000}
+            send(method="notifications/progress", params=params)
+        send(id=request["id"], result=result(request))
+
+    serve(flood)
+
+
+def floods_questions() -> None:
+    """Asks 20,000 questions at a call and waits for no answer."""
+
+    def flood(request: dict[str, Any]) -> None:
+        for number in range(20_000):
+            send(id=f"q{number}", method="sampling/createMessage", params={"messages": []})
+        send(id="q" * 100_000, method="ping")
+        send(id=request["id"], result=result(request))
+
+    serve(flood)
+
+
+def batch_bomb() -> None:
+    """Writes a batch of ten million empty messages before the answer."""
+
+    def bomb(request: dict[str, Any]) -> None:
+        write(b"[" + b"{}," * 10_000_000 + b"{}]\n")
+        answer(request)
+
+    serve(bomb)
+
+
+def list_bomb() -> None:
+    """Lists ten million numbers as its tools."""
+
+    def bomb(request: dict[str, Any]) -> None:
+        write(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b1]}}\n' % (request["id"], b"1," * 10_000_000))
+
+    serve(on_list=bomb)
 
 
 if __name__ == "__main__":
