@@ -18,7 +18,7 @@ from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, 
 from catalog.percall import CallTool
 from catalog.profile import Profile
 from catalog.setting import Setting
-from catalog.spelling import did_you_mean, quoted
+from catalog.spelling import did_you_mean, quoted, skeleton
 
 FORMAT_VERSION = 1
 _M = TypeVar("_M", bound=BaseModel)
@@ -112,7 +112,7 @@ class _Assembly:
             )
 
     def _named(self, root: Mapping, section: str) -> Iterator[tuple[str, int, Node]]:
-        """Yield the named members of a section, having reported names that differ only in case."""
+        """Yield the named members of a section, having reported names that can be taken for another one."""
         if section not in root.members:
             return
         line, node = root.members[section]
@@ -121,13 +121,11 @@ class _Assembly:
             return
         spellings: dict[str, str] = {}
         for name, (name_line, member) in node.members.items():
-            other = spellings.setdefault(name.casefold(), name)
+            other = spellings.setdefault(skeleton(name), name)
             if other != name:
-                self._add(
-                    name_line,
-                    place_name(section, name),
-                    f"differs from {quoted(other)} only in capitals; choose another name",
-                )
+                same = "differs from {} only in capitals" if other.casefold() == name.casefold() else "looks like {}"
+                message = f"{same.format(quoted(other))}; choose another name"
+                self._add(name_line, place_name(section, name), message)
             if section == "servers":
                 self._ids.add(name)
             yield name, name_line, member

@@ -10,6 +10,14 @@ LONGEST_GUESS = 64
 """Characters; comparing longer names costs time and a typo in them is unlikely to be the cause."""
 
 
+_LOOK_ALIKE = str.maketrans({"0": "o", "1": "l", "i": "l", "_": "-"})
+
+
+def skeleton(name: str) -> str:
+    """Return what a name looks like at a glance: two ASCII names with the same skeleton can be taken for each other."""
+    return name.casefold().translate(_LOOK_ALIKE).replace("rn", "m").replace("vv", "w")
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return ' (did you mean "X"?)' for the closest known name, or an empty string."""
     if len(name) > LONGEST_GUESS:

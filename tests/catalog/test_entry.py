@@ -142,6 +142,7 @@ def test_env_does_not_follow_the_mapping_it_was_made_from() -> None:
     assert entry.env["A"] == "1"
 
 
+@pytest.mark.sec("SEC-061")
 def test_text_that_looks_like_a_template_is_kept_as_it_is(tmp_path: Path) -> None:
     body = BOX + 'args: ["{{box.path|volume}}", "${HOME}", "$(id)", "-v", "--privileged"]\n'
     body += 'env: {A: "{{secrets.other}}", B: "{% x %}{{ {{nested}} }}"}\n'
@@ -150,6 +151,7 @@ def test_text_that_looks_like_a_template_is_kept_as_it_is(tmp_path: Path) -> Non
     assert dict(entry.env) == {"A": "{{secrets.other}}", "B": "{% x %}{{ {{nested}} }}"}
 
 
+@pytest.mark.sec("SEC-062")
 def test_line_break_in_an_argument_stays_in_that_argument(tmp_path: Path) -> None:
     entry = load(tmp_path, document({"box": BOX + 'args: ["a\\n-v\\n/:/host"]\n'})).entry("box")
     assert entry.args == ("a\n-v\n/:/host",)
@@ -214,6 +216,7 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, body: str, w
     assert words in refusal(tmp_path, body)
 
 
+@pytest.mark.sec("SEC-060")
 @pytest.mark.parametrize("name", ["github.token", "BOX.token", "boxes.token", "b.box.token", "*.token", "token"])
 def test_entry_cannot_ask_for_a_secret_of_another_server(tmp_path: Path, name: str) -> None:
     refusal(tmp_path, BOX + f'secrets: [{{name: "{name}", env: TOKEN}}]\n')
@@ -316,6 +319,7 @@ def test_all_that_is_wrong_with_values_is_told_at_once_and_never_repeated(tmp_pa
     assert "s3cret" not in text
 
 
+@pytest.mark.sec("SEC-067")
 @pytest.mark.parametrize("path", ["/etc", "/var/run/docker.sock", "relative", "/a/../b", "/a:rw", "/a,b", "/a\nb"])
 def test_path_that_may_not_be_mounted_is_no_value_for_a_mount(path: str) -> None:
     entry = box(config=({"name": "folder"},), mounts=({"config": "folder"},))
@@ -323,6 +327,7 @@ def test_path_that_may_not_be_mounted_is_no_value_for_a_mount(path: str) -> None
         entry.configured({"folder": path})
 
 
+@pytest.mark.sec("SEC-061")
 @given(st.text().filter(lambda text: "\0" not in text))
 def test_value_stays_one_element_whatever_it_contains(value: str) -> None:
     entry = box(config=({"name": "a", "arg": "--a="}, {"name": "b", "env": "B"}), env={"C": "{{a}}"})
@@ -404,6 +409,7 @@ def test_header_value_with_a_line_break_is_refused(tmp_path: Path) -> None:
     refusal(tmp_path, REMOTE.replace("}", ', headers: {X-A: "a\\nX-B: b"}}'))
 
 
+@pytest.mark.sec("SEC-067")
 @pytest.mark.parametrize(
     "target",
     [
@@ -521,6 +527,7 @@ def test_title_and_description_are_one_visible_line(tmp_path: Path, line: str) -
     assert refusal(tmp_path, body).startswith(key + ": ")
 
 
+@pytest.mark.sec("SEC-078")
 @pytest.mark.parametrize(
     "id",
     [
@@ -546,15 +553,48 @@ def test_id_that_could_be_mistaken_or_misread_is_refused(tmp_path: Path, id: str
     assert str(found[0]).isprintable()
 
 
+@pytest.mark.sec("SEC-078")
 def test_homoglyph_is_named_in_the_message(tmp_path: Path) -> None:
     problem = only_problem(tmp_path, document({"t\u0456me": BOX}))
     assert "U+0456 (CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I)" in problem.message
 
 
+@pytest.mark.sec("SEC-078")
 def test_ids_that_differ_only_in_capitals_are_refused(tmp_path: Path) -> None:
     problem = only_problem(tmp_path, document({"SQLite": BOX, "sqlite": BOX}))
     assert (problem.line, problem.entry) == (7, "sqlite")
     assert 'differs from "SQLite" only in capitals' in problem.message
+
+
+@pytest.mark.sec("SEC-078")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("paypal", "paypaI"), ("box1", "boxl"), ("b0x", "box"), ("a_b", "a-b"), ("barn", "bam"), ("vvix", "Wix")],
+)
+def test_ids_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    problem = only_problem(tmp_path, document({one: BOX, other: BOX}))
+    assert (problem.line, problem.entry) == (7, other)
+    assert f'looks like "{one}"' in problem.message
+
+
+@pytest.mark.sec("SEC-061")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{7*7}}", "${7*7}", "#{7*7}", "<%= 7*7 %>", "{{config}}", "{{''.__class__.__mro__[1].__subclasses__()}}",
+        "{{box.a}}", "{{{{box.a}}}}", "{{box.a|volume|into}}", "${box.a}", "$A", "%(a)s", "{a}", "{0.__class__}",
+        "$(id)", "`id`", "\n--privileged", "-v /:/host", "a b", "'; rm -rf / #",
+    ],
+)  # fmt: skip
+@pytest.mark.sec("SEC-062")
+def test_no_text_is_expanded_in_the_catalog_or_in_a_value(tmp_path: Path, text: str) -> None:
+    entry = box(
+        args=(text,), env={"FIXED": text}, config=({"name": "a", "arg": ""}, {"name": "b", "env": "B", "default": text})
+    )
+    ready = entry.configured({"a": text})
+    assert ready.args == (text, text)
+    assert dict(ready.env) == {"FIXED": text, "B": text}
+    assert ready.configured({}) == ready
 
 
 ID_PARTS = st.lists(st.from_regex(r"[A-Za-z0-9]{1,6}", fullmatch=True), min_size=1, max_size=5)
@@ -566,6 +606,7 @@ def test_letters_and_digits_joined_by_single_marks_are_always_an_id(first: str, 
     assert check_id(id) == id
 
 
+@pytest.mark.sec("SEC-078")
 @given(st.text(max_size=60))
 def test_accepted_ids_are_ascii_and_never_make_a_qualified_name_ambiguous(text: str) -> None:
     try:
@@ -579,6 +620,7 @@ def test_accepted_ids_are_ascii_and_never_make_a_qualified_name_ambiguous(text: 
     assert f"{id}___x".index("__") == len(id)
 
 
+@pytest.mark.sec("SEC-078")
 @given(
     st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True),
     st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True),

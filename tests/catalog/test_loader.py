@@ -109,6 +109,7 @@ def test_catalog_without_servers_is_possible(tmp_path: Path) -> None:
     assert (dict(catalog.entries), dict(catalog.profiles)) == ({}, {})
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize(
     ("data", "words", "line"),
     [
@@ -137,6 +138,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_catalog(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.sec("SEC-077")
 def test_folder_and_pipe_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
@@ -151,12 +153,14 @@ def test_path_below_a_file_and_path_with_nul_are_refused(tmp_path: Path) -> None
             load_catalog(path)
 
 
+@pytest.mark.sec("SEC-079")
 def test_file_over_four_mib_is_refused(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_bytes(b"#" * (FOUR_MIB + 1))
     with pytest.raises(CatalogUnreadable, match="larger than 4194304 bytes"):
         load_catalog(tmp_path / "big.yaml")
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize(
     ("key", "line"),
     [("title: Other", 7), ("limits:\n  pids: 3\n  pids: 4", 9), ('"title": Other', 7), ("env: {A: b, A: c}", 7)],
@@ -174,6 +178,7 @@ def test_repeated_id_is_refused(tmp_path: Path) -> None:
     assert "first in line 3" in message
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize(
     "value",
     [
@@ -197,6 +202,7 @@ def test_tag_directive_is_refused(tmp_path: Path) -> None:
     assert "%TAG" in only_problem(tmp_path, "%TAG ! tag:x.example,2026:\n---\nversion: 1\nservers: {}\n").message
 
 
+@pytest.mark.sec("SEC-076")
 def test_merge_key_is_refused(tmp_path: Path) -> None:
     text = "version: 1\nservers:\n  box: &box\n    title: Box\n    description: A box.\n    image: a:1\n"
     text += "  crate:\n    <<: *box\n    title: Crate\n"
@@ -216,6 +222,7 @@ def test_problem_in_a_shared_block_is_reported_for_each_entry_that_uses_it(tmp_p
     assert [(problem.line, problem.entry) for problem in found] == [(7, "box"), (7, "crate")]
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -234,6 +241,7 @@ def test_alias_bomb_in_any_form_is_refused(tmp_path: Path, text: str, words: str
     assert any(words in problem.message for problem in problems(tmp_path, text))
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize(
     ("value", "reading"),
     [
@@ -311,6 +319,7 @@ def test_wrong_value_in_env_or_args_is_never_repeated(tmp_path: Path) -> None:
     assert "s3cr3t" not in text
 
 
+@pytest.mark.sec("SEC-078")
 @pytest.mark.parametrize(
     "value",
     ['"a\\u202eb"', '"a\\u200bb"', "a\u2066b", "a\u200db", '"a\\0b"', '"a\\eb"', "a\U000e0041b", "a\u00adb"],
@@ -372,19 +381,21 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_file_is_refused_quickly(tmp_path: Path, name: str) -> None:
     path = tmp_path / "catalog.yaml"
     path.write_text(HOSTILE[name])
     assert path.stat().st_size <= FOUR_MIB
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CatalogInvalid) as caught:
         load_catalog(path)
-    assert time.perf_counter() - start < MAX_LOAD_S
+    assert time.process_time() - start < MAX_LOAD_S
     assert all(problem.line for problem in caught.value.problems)
     assert len(str(caught.value)) < 10_000
 
 
+@pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize("name", ["many items", "many entries", "one long text", "wide characters"])
 def test_hostile_file_is_refused_in_bounded_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / "catalog.yaml"
@@ -398,6 +409,7 @@ def test_hostile_file_is_refused_in_bounded_memory(tmp_path: Path, name: str) ->
         tracemalloc.stop()
 
 
+@pytest.mark.sec("SEC-076")
 def test_nesting_stops_at_the_limit_and_names_the_entry(tmp_path: Path) -> None:
     line, entry, message = spot(tmp_path, document({"box": BOX + "args: " + "[" * 33 + "]" * 33 + "\n"}))
     assert (line, entry) == (7, "box")
@@ -419,8 +431,8 @@ def test_three_hundred_entries_load_in_well_under_a_second(tmp_path: Path) -> No
     body = f"{BOX}env: {{A: b, C: d}}\nargs: [a, b]\ntools: [{tools}]\nvolumes: [{{name: a, target: /data}}]\n"
     path = tmp_path / "catalog.yaml"
     path.write_text(document({f"box{i}": body for i in range(330)}))
-    start = time.perf_counter()
+    start = time.process_time()
     catalog = load_catalog(path)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(catalog.entries) == 330
     assert catalog.entry("box329").image == IMAGE
