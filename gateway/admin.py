@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from catalog import CatalogError
 from gateway import errors
 from gateway.gateway import Gateway
 from gateway.pool import Server
+from gateway.reload import summary
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -47,6 +49,8 @@ class AdminApi:
 
     def routes(self) -> list[Route]:
         return [
+            Route("/admin/catalog", self._guarded(self._catalog)),
+            Route("/admin/catalog/reload", self._guarded(self._reload), methods=["POST"]),
             Route("/admin/servers", self._guarded(self._servers)),
             Route("/admin/servers/{id}", self._guarded(self._server)),
             Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
@@ -76,6 +80,25 @@ class AdminApi:
 
     def _describe(self, server: Server) -> dict[str, Any]:
         return describe(server, self._gateway.runtime_name(server.entry))
+
+    async def _catalog(self, request: Request) -> Response:
+        """Which catalog this gateway follows, and why the last reload failed, if it did."""
+        catalog = self._gateway.catalog
+        return JSONResponse(
+            {
+                "path": str(catalog.path),
+                "entries": len(catalog.entries),
+                "profiles": list(catalog.profiles),
+                "error": self._gateway.catalog_watch.reason,
+            }
+        )
+
+    async def _reload(self, request: Request) -> Response:
+        """Load the catalog again; 422 with the reason if it cannot be taken, and everything stays as it was."""
+        outcome = await self._gateway.catalog_watch.reload()
+        if outcome.difference is None:
+            return JSONResponse({"error": outcome.reason}, 422)
+        return JSONResponse({"summary": summary(outcome.difference), **asdict(outcome.difference)})
 
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""

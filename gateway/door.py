@@ -94,6 +94,7 @@ class Door:
 
     def __init__(self, policy: PolicyEngine, audit_file: Audit, *, page_size: int = PAGE_SIZE) -> None:
         self._policy = policy
+        self._profiles: Mapping[str, Profile] = {}
         self._audit = audit_file
         self._page_size = page_size
         self._pool: Pool | None = None
@@ -115,8 +116,24 @@ class Door:
             raise RuntimeError("the door is used before the pool exists")
         return self._pool
 
+    def follow(self, policy: PolicyEngine, profiles: Mapping[str, Profile]) -> None:
+        """From the next call on these are the rules and the profiles; calls under way end as they began. Callers
+        whose profile is another now are told to list anew; one whose profile is gone is allowed nothing any more."""
+        self._policy, self._profiles = policy, profiles
+        self._surfaces.clear()
+        for caller in list(self._callers):
+            before, caller.profile = caller.profile, self.current(caller.profile)
+            if caller.profile != before:
+                for name in ("prompts", "resources", "tools"):
+                    caller.deliver(f"notifications/{name}/list_changed", b"")
+
+    def current(self, profile: Profile) -> Profile:
+        """The profile as it is now; the same one if there is none of its name any more."""
+        return self._profiles.get(profile.name, profile)
+
     def enter(self, caller: Caller) -> None:
         """From now on the caller hears of changes. Forgotten when the caller is garbage."""
+        caller.profile = self.current(caller.profile)
         self._callers.add(caller)
 
     def leave(self, caller: Caller) -> None:

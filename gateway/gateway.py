@@ -15,7 +15,7 @@ from typing import Final, Self
 import anyio
 from anyio import to_thread
 
-from catalog import Catalog, Entry, Profile
+from catalog import Catalog, Difference, Entry, Profile, difference
 from gateway import audit, errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
@@ -30,6 +30,7 @@ from gateway.models import Models
 from gateway.mounts import MountGuard
 from gateway.packages import PackageStore
 from gateway.pool import Pool
+from gateway.reload import CatalogWatch
 from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
@@ -55,7 +56,26 @@ class Gateway:
         self.profile: Profile = self.catalog.profile(settings.profile)
         self.no_engine: str | None = None
         """Why there is no Docker Engine, if there is none."""
+        self.catalog_watch = CatalogWatch(self.catalog.path, self._reload)
         self._stack = AsyncExitStack()
+
+    async def _reload(self) -> Difference:
+        """Load the catalog again and take what changed; until everything in it is known to be good, nothing changes.
+
+        Raises:
+            CatalogError: the file cannot be read, breaks rules, or has lost the default profile.
+            SecretsError: two secrets in it would be one.
+        """
+        catalog = await to_thread.run_sync(open_catalog, self.settings)
+        profile = catalog.profile(self.settings.profile)
+        Secrets.check(_secret_names(catalog))
+        found = difference(self.catalog, catalog)
+        if found:
+            # One step for whoever runs in this event loop: nobody sees half of it.
+            self.catalog, self.profile = catalog, profile
+            self.pool.replace(map(with_defaults, catalog.entries.values()))
+            self.door.follow(_policy(catalog), catalog.profiles)
+        return found
 
     async def __aenter__(self) -> Self:
         """
@@ -84,6 +104,7 @@ class Gateway:
                 self.door,
             )
             self.door.serve(self.pool)
+            tasks.start_soon(self.catalog_watch.watch)
             if self.docker.reconciler is not None:
                 tasks.start_soon(self.docker.reconciler.watch)
             stack.callback(tasks.cancel_scope.cancel)
@@ -101,7 +122,7 @@ class Gateway:
         secrets_dir = settings.secrets_dir or settings.state_dir / "secrets"
         self.secrets = Secrets(
             (EnvironmentSecrets(os.environ), FolderSecrets(secrets_dir)),
-            (secret.name for entry in self.catalog.entries.values() for secret in entry.secrets),
+            _secret_names(self.catalog),
         )
         engine = DockerEngine(settings.engine)
         self.images = ImageStore(settings.cache_dir, engine, run=self.run)
@@ -168,6 +189,10 @@ class Gateway:
         except errors.UpstreamError:
             return "-"
         return self.process.label if runtime is self.process else runtime.name
+
+
+def _secret_names(catalog: Catalog) -> list[str]:
+    return [secret.name for entry in catalog.entries.values() for secret in entry.secrets]
 
 
 def _policy(catalog: Catalog) -> AllowList:

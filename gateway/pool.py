@@ -42,6 +42,9 @@ SPARE: Final = "spare"
 MAX_LEASED: Final = 16
 """Connections of one server to callers that it may ask questions; each is a container or process of its own."""
 RELISTEN_PAUSE_S: Final = 1.0
+DRAIN_S: Final = 30.0
+"""How long calls on a server whose catalog entry was replaced may take to finish."""
+DRAIN_POLL_S: Final = 0.1
 
 ALL_CAPABILITIES: Final = Raw(b'{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}')
 """What a connection declares that serves one modern caller after another; each is asked only what it can answer."""
@@ -136,7 +139,13 @@ class Pool:
 
     def listing(self, id: str) -> Listing | None:
         """What the server is known to offer; starts nothing."""
-        return self._servers[id].listing
+        server = self._servers.get(id)
+        return server.listing if server is not None else None
+
+    def _find(self, id: str) -> Server:
+        if id not in self._servers:
+            raise errors.UpstreamUnavailable(f"server {id} is no longer in the catalog")
+        return self._servers[id]
 
     async def learn(self, id: str) -> Listing:
         """What the server offers, starting it if that is not known yet.
@@ -144,7 +153,7 @@ class Pool:
         Raises:
             UpstreamError: it cannot be started or asked.
         """
-        server = self._servers[id]
+        server = self._find(id)
         if server.listing is None:
             await self.connection(id)
         if server.listing is None:
@@ -158,7 +167,7 @@ class Pool:
         Raises:
             UpstreamUnavailable: it cannot be started; says why, and when the next attempt is allowed.
         """
-        server = self._servers[id]
+        server = self._find(id)
         wanted = self._wanted(server, lease)
         settled = wanted.starting is None and not wanted.stop.is_set()
         if wanted.upstream is not None and settled and not wanted.upstream.ended.is_set():
@@ -175,7 +184,8 @@ class Pool:
         """The connection that `connection` would give if it is open already; an exclusive lease has none to give."""
         if lease is not None and lease.exclusive:
             return None
-        connection = self._servers[id].connections.get(SHARED if lease is None else (lease.owner, 0))
+        server = self._servers.get(id)
+        connection = server.connections.get(SHARED if lease is None else (lease.owner, 0)) if server else None
         if connection is None or connection.upstream is None or connection.upstream.ended.is_set():
             return None
         return connection.upstream
@@ -224,7 +234,8 @@ class Pool:
 
     def free(self, upstream: Upstream) -> None:
         """Give back an exclusive connection for the owner's next call."""
-        for connection in self._servers[upstream.server].connections.values():
+        server = self._servers.get(upstream.server)
+        for connection in server.connections.values() if server is not None else ():
             if connection.upstream is upstream:
                 connection.taken = False
 
@@ -249,7 +260,7 @@ class Pool:
         Raises:
             UpstreamUnavailable: it failed a moment ago and must not be tried again yet.
         """
-        server = self._servers[id]
+        server = self._find(id)
         return self._start_soon(server, self._wanted(server, None))
 
     def _start_soon(self, server: Server, connection: Connection) -> asyncio.Future[Upstream]:
@@ -456,6 +467,36 @@ class Pool:
         for connection in self._servers[id].connections.values():
             connection.stop.set()
 
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """From now on these are the entries. What did not change runs on; calls under way on servers whose entry
+        changed or went may finish within `DRAIN_S`, while new calls meet the new entry."""
+        before, self._servers = self._servers, {}
+        for entry in entries:
+            old = before.pop(entry.id, None)
+            if old is not None and old.entry == entry:
+                self._servers[entry.id] = old
+                continue
+            self._servers[entry.id] = new = Server(entry)
+            new.listing = self._listings.load(entry)
+            if old is not None:
+                new.log = old.log
+                before[entry.id] = old
+        for old in before.values():
+            self._tasks.start_soon(self._drain, old)
+        self.generation += 1
+
+    @staticmethod
+    async def _drain(server: Server) -> None:
+        """End a server that no call can reach any more."""
+        with anyio.move_on_after(DRAIN_S):
+            while any(  # noqa: ASYNC110  # a call ends by no event of its own
+                connection.starting is not None or (connection.upstream is not None and connection.upstream.in_flight)
+                for connection in server.connections.values()
+            ):
+                await anyio.sleep(DRAIN_POLL_S)
+        for connection in server.connections.values():
+            connection.stop.set()
+
     # -- listings ----------------------------------------------------------------------------
 
     async def _adopt(self, server: Server, listing: Listing) -> None:
@@ -463,6 +504,8 @@ class Pool:
 
         An announcement is passed on even if nothing differs: what changed may be in what a list does not show.
         """
+        if self._servers.get(server.entry.id) is not server:
+            return  # its entry was replaced
         before, server.listing = server.listing, listing
         changed, server.announced = server.announced, set()
         if before != listing:
@@ -503,7 +546,8 @@ class Pool:
             self._tasks.start_soon(self._logged, upstream, upstream.subscribe(uri))
 
     def unsubscribe_soon(self, id: str, uri: str) -> None:
-        for connection in self._servers[id].connections.values():
+        server = self._servers.get(id)
+        for connection in server.connections.values() if server is not None else ():
             if connection.upstream is not None and uri in connection.upstream.subscribed:
                 upstream = connection.upstream
                 self._tasks.start_soon(self._logged, upstream, upstream.unsubscribe(uri))
@@ -517,8 +561,10 @@ class Pool:
 
     def _notified(self, upstream: Upstream, method: str, params: bytes) -> None:
         if (changed := LIST_CHANGED.get(method)) is not None:
-            self._servers[upstream.server].announced.add(changed)
-            self._relist_soon(self._servers[upstream.server])
+            server = self._servers.get(upstream.server)
+            if server is not None and any(c.upstream is upstream for c in server.connections.values()):
+                server.announced.add(changed)
+                self._relist_soon(server)
         else:
             self._events.server_notified(upstream, method, params)
 

@@ -154,6 +154,15 @@ class Secrets:
             SecretsError: two of them would be read from one variable.
         """
         self._stores = stores
+        self.check(names)
+
+    @staticmethod
+    def check(names: Iterable[str]) -> None:
+        """Check that each of these secrets has a variable of its own.
+
+        Raises:
+            SecretsError: two of them would be read from one variable.
+        """
         owners: dict[str, str] = {}
         for name in names:
             other = owners.setdefault(variable(name), name)

@@ -19,6 +19,7 @@ from catalog import Catalog, CatalogError, Changed, Entry, difference, load_cata
 from catalog.jsonschema import schema_text
 from gateway.abilities import lacking
 from gateway.catalogs import catalog_file, open_catalog
+from gateway.commands.asking import ask_gateway
 from gateway.commands.running import AsJson, err, out, print_json, settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -241,6 +242,16 @@ def _print_changed(changed: Changed) -> None:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= VALUE_CHARS else text[: VALUE_CHARS - 3] + "..."
+
+
+@app.command("reload")
+def reload(as_json: AsJson = False) -> None:
+    """Let the running gateway load its catalogue again; if the file is wrong, everything stays as it was."""
+    found = ask_gateway(lambda client: client.admin("POST", "/catalog/reload"))
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(found["summary"])
 
 
 @app.command("schema")

@@ -40,6 +40,7 @@ async def _work(wanted: Settings, with_model: bool) -> None:
     async with Gateway(wanted) as gateway, served(gateway) as service:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, service.stop)
+        loop.add_signal_handler(signal.SIGHUP, gateway.catalog_watch.reload_soon)
         preparing = loop.create_task(_prepare(gateway, service.running, with_model))
         try:
             await service.wait()

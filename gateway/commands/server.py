@@ -5,32 +5,19 @@ Asks the running gateway; without one it can still show what the catalogue says.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 from rich.table import Table
 
 from gateway.catalogs import open_catalog
-from gateway.client import GatewayClient, GatewayRefused, gateway_client
-from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, run, settings
+from gateway.commands.asking import ask_gateway
+from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, settings
 from gateway.serving import find_running
 
 app = typer.Typer(no_args_is_help=True)
 ServerId = Annotated[str, typer.Argument(help="The id of a catalogue entry.")]
-
-
-def _ask(question: Callable[[GatewayClient], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    wanted = settings()
-    if find_running(wanted) is None:
-        raise GatewayRefused("no gateway is running on this state folder; start one with: lockgate serve")
-
-    async def work() -> dict[str, Any]:
-        async with gateway_client(wanted) as client:
-            return await question(client)
-
-    return run(work())
 
 
 def _path(id: str, what: str = "") -> str:
@@ -51,7 +38,7 @@ def list_servers(
         servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
     else:
         query = "*" if all_entries else quote(profile or "", safe="")
-        servers = _ask(lambda client: client.admin("GET", f"/servers?profile={query}"))["servers"]
+        servers = ask_gateway(lambda client: client.admin("GET", f"/servers?profile={query}"))["servers"]
     if as_json:
         print_json(servers)
         return
@@ -67,13 +54,13 @@ def list_servers(
 @app.command("inspect")
 def inspect(id: ServerId) -> None:
     """Show one server: its entry, state, container or process, and tools. Always JSON."""
-    print_json(_ask(lambda client: client.admin("GET", _path(id))))
+    print_json(ask_gateway(lambda client: client.admin("GET", _path(id))))
 
 
 @app.command("logs")
 def logs(id: ServerId, as_json: AsJson = False) -> None:
     """Print the server's recent log."""
-    lines = _ask(lambda client: client.admin("GET", _path(id, "/logs")))["lines"]
+    lines = ask_gateway(lambda client: client.admin("GET", _path(id, "/logs")))["lines"]
     if as_json:
         print_json(lines)
         return
@@ -85,7 +72,7 @@ def logs(id: ServerId, as_json: AsJson = False) -> None:
 @app.command("egress")
 def egress(id: ServerId, as_json: AsJson = False) -> None:
     """Show what a server may reach, and what it has tried to."""
-    found = _ask(lambda client: client.admin("GET", _path(id, "/egress")))
+    found = ask_gateway(lambda client: client.admin("GET", _path(id, "/egress")))
     if as_json:
         print_json(found)
         return
@@ -103,10 +90,10 @@ def egress(id: ServerId, as_json: AsJson = False) -> None:
 @app.command("start")
 def start(id: ServerId) -> None:
     """Start a server now instead of at its first call."""
-    print_json(_ask(lambda client: client.admin("POST", _path(id, "/start"))))
+    print_json(ask_gateway(lambda client: client.admin("POST", _path(id, "/start"))))
 
 
 @app.command("stop")
 def stop(id: ServerId) -> None:
     """Stop a server; its next call starts it again."""
-    print_json(_ask(lambda client: client.admin("POST", _path(id, "/stop"))))
+    print_json(ask_gateway(lambda client: client.admin("POST", _path(id, "/stop"))))

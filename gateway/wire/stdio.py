@@ -99,7 +99,7 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
             streams.write(reply)
 
     async def answer_modern(incoming: Envelope) -> None:
-        streams.write((await modern.request(incoming, principal, profile, None, send)).message)
+        streams.write((await modern.request(incoming, principal, door.current(profile), None, send)).message)
 
     def start(key: bytes, work: Coroutine[None, None, None]) -> None:
         task = tasks[key] = asyncio.get_running_loop().create_task(work)
