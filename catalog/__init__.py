@@ -8,9 +8,11 @@ from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
 from catalog.loader import find_shipped_catalog, load_catalog
+from catalog.lock import Lock, read_lock, write_lock
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Volume
 from catalog.percall import CallTool
 from catalog.profile import Profile
+from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 
 __all__ = [
@@ -24,13 +26,16 @@ __all__ = [
     "ConfigInvalid",
     "Difference",
     "Entry",
+    "Identity",
     "Limits",
+    "Lock",
     "Mount",
     "NotInCatalog",
     "OAuth",
     "Package",
     "Problem",
     "Profile",
+    "Publisher",
     "Remote",
     "Secret",
     "Setting",
@@ -38,4 +43,6 @@ __all__ = [
     "difference",
     "find_shipped_catalog",
     "load_catalog",
+    "read_lock",
+    "write_lock",
 ]

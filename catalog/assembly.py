@@ -17,14 +17,15 @@ from catalog.located import Mapping, Node, Scalar, Sequence, Unclear, find, plai
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Profile
+from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 from catalog.spelling import did_you_mean, quoted, skeleton
 
 FORMAT_VERSION = 1
 _M = TypeVar("_M", bound=BaseModel)
 
-_TOP_KEYS = ("version", "servers", "profiles")
-_NAME_FIELDS = {"servers": "id", "profiles": "name"}
+_TOP_KEYS = ("version", "servers", "profiles", "publishers")
+_NAME_FIELDS = {"servers": "id", "profiles": "name", "publishers": "name"}
 _PARTS: dict[str, type[BaseModel]] = {
     "package": Package,
     "remote": Remote,
@@ -37,6 +38,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "config": Setting,
     "parameters": Setting,
     "per_call": CallTool,
+    "identities": Identity,
 }
 _KEPT_PRIVATE = frozenset(("env", "headers", "command", "args"))
 """Fields whose text is never repeated in a message, as somebody may have put a secret there."""
@@ -90,7 +92,12 @@ class _Assembly:
             self._check_references(name, node)
             if profile is not None:
                 profiles[name] = profile
-        return Catalog(self._path, self._entries, profiles)
+        publishers = {
+            name: publisher
+            for name, line, node in self._named(root, "publishers")
+            if (publisher := self._model(Publisher, "publishers", name, line, node)) is not None
+        }
+        return Catalog(self._path, self._entries, profiles, publishers)
 
     def _add(self, line: int, where: str | None, message: str) -> None:
         self.problems.append(Problem(self._path, line, where, message))

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.profile import Profile
+from catalog.publisher import Publisher
 
 FORM = "lockgate-catalog-cache-1"
 MAX_KEPT = 8
@@ -41,9 +42,15 @@ class CatalogCache:
             kept = msgspec.json.decode(file.read_bytes())
             entries = [Entry.model_validate(row) for row in kept["entries"]]
             profiles = [Profile.model_validate(row) for row in kept["profiles"]]
+            publishers = [Publisher.model_validate(row) for row in kept["publishers"]]
         except (OSError, msgspec.DecodeError, ValidationError, KeyError, TypeError):
             return None
-        return Catalog(path, {entry.id: entry for entry in entries}, {profile.name: profile for profile in profiles})
+        return Catalog(
+            path,
+            {entry.id: entry for entry in entries},
+            {profile.name: profile for profile in profiles},
+            {publisher.name: publisher for publisher in publishers},
+        )
 
     def save(self, text: str, catalog: Catalog) -> None:
         """Keep a catalog that was just checked; what cannot be written is not kept."""
@@ -52,6 +59,9 @@ class CatalogCache:
             "entries": [entry.model_dump(mode="json", exclude_defaults=True) for entry in catalog.entries.values()],
             "profiles": [
                 profile.model_dump(mode="json", exclude_defaults=True) for profile in catalog.profiles.values()
+            ],
+            "publishers": [
+                publisher.model_dump(mode="json", exclude_defaults=True) for publisher in catalog.publishers.values()
             ],
         }
         temporary = file.with_suffix(f".{os.getpid()}.tmp")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from catalog.entry import Entry
 from catalog.errors import NotInCatalog, Problem
 from catalog.profile import Profile
+from catalog.publisher import Publisher
 from catalog.search import Index
 from catalog.spelling import did_you_mean, quoted
 
@@ -18,10 +19,17 @@ from catalog.spelling import did_you_mean, quoted
 class Catalog:
     """The servers that may run, and the named sets of them."""
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry], profiles: Mapping[str, Profile]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, Entry],
+        profiles: Mapping[str, Profile],
+        publishers: Mapping[str, Publisher] | None = None,
+    ) -> None:
         self.path = path
         self.entries: Mapping[str, Entry] = MappingProxyType(dict(entries))
         self.profiles: Mapping[str, Profile] = MappingProxyType(dict(profiles))
+        self.publishers: Mapping[str, Publisher] = MappingProxyType(dict(publishers or {}))
 
     def entry(self, id: str) -> Entry:
         """Return the entry with this id.

@@ -71,6 +71,6 @@ class NotInCatalog(CatalogError, LookupError):
 
 
 def place_name(section: str, name: str) -> str:
-    """Return how problems name the entry or profile they are in, safe to print."""
+    """Return how problems name the entry, profile or publisher they are in, safe to print."""
     shown = name if len(name) <= LONGEST_GUESS and name.isprintable() else quoted(name)
-    return shown if section == "servers" else f"profile {shown}"
+    return shown if section == "servers" else f"{section.removesuffix('s')} {shown}"

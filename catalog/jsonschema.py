@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from catalog.assembly import FORMAT_VERSION
 from catalog.entry import Entry
 from catalog.profile import Profile
+from catalog.publisher import Publisher
 from catalog.reference import FORMS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -34,6 +35,7 @@ def json_schema() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     entry = _model(Entry, "id", parts)
     profile = _model(Profile, "name", parts)
+    publisher = _model(Publisher, "name", parts)
     named = {"type": "object", "propertyNames": {"pattern": FORMS["id"]}}
     return {
         "$schema": DIALECT,
@@ -52,10 +54,15 @@ def json_schema() -> dict[str, Any]:
                 "description": "The named sets, by name.",
                 "additionalProperties": {"$ref": "#/$defs/Profile"},
             },
+            "publishers": {
+                **named,
+                "description": "Who signs which images, by name.",
+                "additionalProperties": {"$ref": "#/$defs/Publisher"},
+            },
         },
         "required": ["version", "servers"],
         "additionalProperties": False,
-        "$defs": {"Entry": entry, "Profile": profile, **dict(sorted(parts.items()))},
+        "$defs": {"Entry": entry, "Profile": profile, "Publisher": publisher, **dict(sorted(parts.items()))},
     }
 
 

@@ -44,6 +44,10 @@ OLDEST_VERSION: Final = "1.41"
 TLS_PORT: Final = 2376
 PLAIN_PORT: Final = 2375
 
+Client = docker.APIClient
+EngineRefused = docker.errors.APIError
+"""The engine answered with an error: `status_code` says which."""
+NotInEngine = docker.errors.NotFound
 EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.RequestException)
 """What the docker library raises: its own errors, and those of its HTTP library."""
 
@@ -85,7 +89,7 @@ class DockerEngine:
 
     # -- the control path --------------------------------------------------------------------
 
-    def client(self, timeout_s: float = API_TIMEOUT_S) -> docker.APIClient:
+    def client(self, timeout_s: float = API_TIMEOUT_S) -> Client:
         """A blocking client; the caller closes it. `timeout_s` bounds the wait for each byte.
 
         Raises:
@@ -100,7 +104,7 @@ class DockerEngine:
             version = str(asking.version(api_version=False)["ApiVersion"])
         return self._client(version, timeout_s)
 
-    def _client(self, version: str, timeout_s: float) -> docker.APIClient:
+    def _client(self, version: str, timeout_s: float) -> Client:
         tls = self._tls_config
         url = self._url if tls is None else self._url.replace("tcp://", "https://", 1)
         client = docker.APIClient(base_url=url, version=version, timeout=int(timeout_s), tls=tls or False)
@@ -108,7 +112,7 @@ class DockerEngine:
         client.trust_env = False
         return client
 
-    async def run(self, work: Callable[[docker.APIClient], T], *, timeout_s: float = API_TIMEOUT_S) -> T:
+    async def run(self, work: Callable[[Client], T], *, timeout_s: float = API_TIMEOUT_S) -> T:
         """Blocking work with a client of its own.
 
         Raises:

@@ -125,7 +125,13 @@ class Gateway:
             _secret_names(self.catalog),
         )
         engine = DockerEngine(settings.engine)
-        self.images = ImageStore(settings.cache_dir, engine, run=self.run)
+        self.images = ImageStore(
+            settings.cache_dir,
+            engine,
+            run=self.run,
+            publishers=self.catalog.publishers,
+            lock=settings.catalog_lock,
+        )
         own = [settings.state_dir, settings.cache_dir, secrets_dir]
         if settings.docker_host.startswith("unix://"):
             own.append(Path(settings.docker_host.removeprefix("unix://")))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from gateway.images import BUILDS
+from gateway.images.builder import BUILDS
 from gateway.runs import MARK, Run
 
 PROC: Final = Path("/proc")

@@ -59,6 +59,11 @@ class Settings:
         return EngineAddress(self.docker_host, self.docker_cert_path)
 
     @property
+    def catalog_lock(self) -> Path:
+        """Where tags are pinned: beside a catalog of one's own, for the shipped one in the state folder."""
+        return self.state_dir / "catalog.lock" if self.catalog is None else self.catalog.with_suffix(".lock")
+
+    @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"

@@ -14,10 +14,10 @@ LEAVES = ("catalog", "policies", "engine")
 IMPORTERS = {
     "yaml": {"catalog/loader.py", "catalog/yamltext.py"},
     "jinja2": {"engine/template.py"},
-    "docker": {"gateway/docker_engine.py", "gateway/images.py", "gateway/runtimes/docker.py"},
+    "docker": {"gateway/docker_engine.py", "gateway/images/logins.py"},
     "httptools": {"gateway/wire/http_client.py", "gateway/onewrite.py"},
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
-    "cryptography": {"gateway/bridge.py"},
+    "cryptography": {"gateway/bridge.py", "gateway/images/signatures.py"},
 }
 """The modules that may import a heavy library: one, two at most."""
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
-import docker
 from anyio import to_thread
 
-from catalog import Entry
+from catalog import CatalogError, Entry
 from gateway import errors
-from gateway.docker_engine import DockerEngine, EngineErrors, short
+from gateway.docker_engine import Client, DockerEngine, EngineErrors, EngineRefused, NotInEngine, short
 from gateway.egress.attempts import Attempt
 from gateway.egress.gate import Gate, own_addresses
 from gateway.engine_address import EngineAddress
@@ -77,7 +76,7 @@ class DockerRuntime:
         self._report = report or (lambda server, attempt: None)
         self._facts: dict[str, ImageFacts] = {}
         self._run = run
-        self._client: docker.APIClient | None = None
+        self._client: Client | None = None
         self.reconciler: Reconciler | None = None
         """Present once there is an engine; whoever owns the runtime runs its `watch`."""
 
@@ -97,7 +96,7 @@ class DockerRuntime:
             return str(exc) if isinstance(exc, errors.EngineDown) else self._engine.without_answer(exc)
         return None
 
-    def _require_client(self) -> docker.APIClient:
+    def _require_client(self) -> Client:
         if self._client is None:
             raise errors.UpstreamUnavailable(
                 f"no Docker Engine at {self._engine.address}; start it or choose runtime=process"
@@ -111,7 +110,7 @@ class DockerRuntime:
         self._require_client()
         try:
             return await self._images.ensure(entry, progress=lambda line: log.write("gateway", line))
-        except (errors.ImageError, errors.EngineDown) as exc:
+        except (errors.ImageError, errors.EngineDown, CatalogError) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
@@ -176,7 +175,7 @@ class DockerRuntime:
             raise
         return channel
 
-    async def _create(self, client: docker.APIClient, spec: dict[str, Any], name: str) -> dict[str, Any]:
+    async def _create(self, client: Client, spec: dict[str, Any], name: str) -> dict[str, Any]:
         def create() -> dict[str, Any]:
             created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
             return created
@@ -184,7 +183,7 @@ class DockerRuntime:
         return await self._engine.guard(create, shield=True)
 
     async def _given(
-        self, client: docker.APIClient, entry: Entry, name: str, handed: Handed, gate: Gate | None, log: ServerLog
+        self, client: Client, entry: Entry, name: str, handed: Handed, gate: Gate | None, log: ServerLog
     ) -> Given:
         """What this container is given beside its entry.
 
@@ -212,7 +211,7 @@ class DockerRuntime:
             container_runtime=await self._runtime(client, entry),
         )
 
-    async def _runtime(self, client: docker.APIClient, entry: Entry) -> str:
+    async def _runtime(self, client: Client, entry: Entry) -> str:
         wanted = entry.container_runtime or self._container_runtime
         if not wanted:
             return ""
@@ -225,7 +224,7 @@ class DockerRuntime:
             )
         return wanted
 
-    async def _image_facts(self, client: docker.APIClient, image: Image) -> ImageFacts:
+    async def _image_facts(self, client: Client, image: Image) -> ImageFacts:
         if image.id not in self._facts:
             inspected = await self._engine.guard(lambda: client.inspect_image(image.id))  # type: ignore[no-untyped-call]
             self._facts[image.id] = ImageFacts.of(inspected)
@@ -254,7 +253,7 @@ class DockerRuntime:
             return
         try:
             await self._engine.guard(lambda: client.remove_container(name, v=True, force=True), shield=True)
-        except docker.errors.APIError as exc:
+        except EngineRefused as exc:
             if exc.status_code == 409:
                 # The engine is removing it already, because it ended: gone is when that is done.
                 await self._engine.guard(lambda: _wait_until_removed(client, name), shield=True)
@@ -370,8 +369,8 @@ class DockerChannel(LineChannel):
             await gate.aclose(self._runtime.remove)
 
 
-def _wait_until_removed(client: docker.APIClient, name: str) -> None:
+def _wait_until_removed(client: Client, name: str) -> None:
     try:
         client.wait(name, timeout=REMOVED_TIMEOUT_S, condition="removed")
-    except docker.errors.NotFound:
+    except NotInEngine:
         return

@@ -16,8 +16,8 @@ from anyio import to_thread
 
 from gateway.errors import ImageError
 from gateway.filelock import file_lock
-from gateway.image_recipes import LAUNCHER_ROOT, LAUNCHER_SCRIPT, launcher_recipe
 from gateway.images import ImageStore
+from gateway.images.recipes import LAUNCHER_ROOT, LAUNCHER_SCRIPT, launcher_recipe
 from gateway.secrets import SecretValue
 
 MOUNT: Final = "/run/lockgate"

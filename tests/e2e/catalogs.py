@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from catalog import load_catalog
-from gateway.image_recipes import server_recipe
+from gateway.images.recipes import server_recipe
 from tests.e2e.gateways import ROOT
 
 SHIPPED = ROOT / "catalog.yaml"

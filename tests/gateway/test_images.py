@@ -5,7 +5,6 @@ Does not run servers under the gateway: that is the docker runtime's test."""
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -17,13 +16,14 @@ from typing import Any
 import anyio
 import docker
 import pytest
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException
 
 from catalog import Entry, Package, Volume
 from gateway.errors import ImageError
-from gateway.image_recipes import UID, base_tag, server_recipe
 from gateway.images import Image, ImageStore
-from gateway.reachability import DEFAULT_REGISTRY, UNREACHABLE_FOR_S, Reachability, registry_address
+from gateway.images.reachability import DEFAULT_REGISTRY, UNREACHABLE_FOR_S, Reachability, registry_address
+from gateway.images.recipes import UID, base_tag, server_recipe
+from tests.gateway.registries import registry as real_registry
 from tests.servers import until
 
 TIME = Entry(
@@ -51,7 +51,6 @@ INITIALIZE = {
     },
 }
 NO_IMAGE = "lockgate.invalid/nobody/nothing@sha256:" + "0" * 64
-REGISTRY_START_S = 20
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +120,15 @@ def files_of(engine: docker.DockerClient, image: Image) -> Iterator[tuple[str, b
                 yield member.name, content.read() if content else b""
     finally:
         container.remove()
+
+
+DPKG = ("dpkg-query", "-W", "-f", "${Version}", "libc6")
+
+
+def installed(image: Image) -> set[tuple[str, str]]:
+    """The Python packages as the image's own interpreter sees them."""
+    code = "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
+    return {(name, version) for name, version in json.loads(run_in(image, "python", "-c", code))}
 
 
 def build_containers(engine: docker.DockerClient) -> list[str]:
@@ -197,6 +205,16 @@ async def test_settings_of_the_build_stay_out_of_the_image(
         leaked = [name for name, content in files_of(engine, image) if marker in name or marker.encode() in content]
         assert leaked == []
         assert run_in(image, "ls", "/run").find("lockgate") == -1
+
+        again = await ImageStore(cache_dir).build(entry, progress=silent)
+        assert again.id == image.id, "two builds of the same packages differ"
+        listed = json.loads(ImageStore(cache_dir).sbom_path(image).read_bytes())
+        assert listed["metadata"]["component"]["version"] == image.id
+        found = {(one["name"], one["version"]) for one in listed["components"]}
+        assert entry.package is not None
+        assert {(entry.package.name, entry.package.version), ("libc6", run_in(image, *DPKG))} <= found
+        if entry.package.ecosystem == "pypi":
+            assert found >= installed(image)
     finally:
         engine.images.remove(image.reference)
 
@@ -262,9 +280,7 @@ async def test_a_package_without_a_wheel_is_built_from_source(engine: docker.Doc
         assert any("building it from source" in line for line in lines)
         assert run_in(image) == "0.6.2"
         again = await ImageStore(cache_dir).build(entry, progress=silent)
-        assert (again.reference, again.id) != (image.reference, image.id)
-        with pytest.raises(ImageNotFound):  # the one it replaces does not stay behind without a name
-            engine.images.get(image.id)
+        assert again == image  # a wheel that was built twice is in both, to the last byte
     finally:
         engine.images.remove(image.reference)
 
@@ -304,33 +320,8 @@ async def test_two_stores_that_want_the_same_image_build_it_once(engine: docker.
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """A real container registry on the loopback interface; the engine takes it without TLS."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/blobs}}}}\n"
-        f"http: {{addr: 127.0.0.1:{port}}}\n"
-    )
-    with (tmp_path / "registry.log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + REGISTRY_START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "registry.log").read_text()
-                assert time.monotonic() < deadline, "the registry did not start"
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(REGISTRY_START_S)
+    with real_registry(tmp_path / "registry") as one:
+        yield one.host
 
 
 @pytest.mark.docker

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gateway.indexes import PackageIndexes, as_shell
 from gateway.nodejs import NODE_WHEEL
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 Language = Literal["python", "node"]
 
-BUILDER_VERSION: Final = 1
+BUILDER_VERSION: Final = 2
 """Raised whenever a script below changes what ends up in an image: every local image is then built anew."""
+BASE_VERSION: Final = 1
+"""The same for base images."""
 UV_REQUIREMENT: Final = "uv>=0.9,<1"
 LANGUAGE: Final[Mapping[str, Language]] = {"pypi": "python", "npm": "node"}
 REGISTRY_BASE: Final[Mapping[Language, str]] = {
@@ -50,6 +52,11 @@ umask 022
 . {BUILD_MOUNT}/settings
 export HOME=/tmp/home LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 mkdir -p "$HOME"
+"""
+
+# What decides the order of things, and the times in them, is the same in every build.
+_REPRODUCIBLE: Final = """\
+export SOURCE_DATE_EPOCH=1767225600 PYTHONHASHSEED=0 TZ=UTC
 """
 
 # uv is kept in the cache volume, never in an image. Where it cannot be had, pip does its work.
@@ -99,7 +106,7 @@ done <{BUILD_MOUNT}/volumes
 _INSTALL_PYPI: Final = f"""\
 if [ -x "$uv" ]; then
     "$uv" venv --quiet --python "$(command -v python3)" {SERVER_ROOT}
-    set -- pip install --python {SERVER_ROOT}/bin/python --compile-bytecode -r {BUILD_MOUNT}/requirements
+    set -- pip install --python {SERVER_ROOT}/bin/python -r {BUILD_MOUNT}/requirements
     if [ "$LOCKGATE_FROM_SOURCE" = yes ]; then
         UV_CACHE_DIR=/tmp/uv-cache "$uv" "$@"
     elif ! UV_CACHE_DIR={CACHE_MOUNT}/uv "$uv" "$@" --no-build >/tmp/out 2>&1; then
@@ -111,10 +118,12 @@ if [ -x "$uv" ]; then
     fi
 else
     python3 -m venv {SERVER_ROOT}
-    {SERVER_ROOT}/bin/pip install --no-cache-dir --disable-pip-version-check --compile --progress-bar off \\
+    {SERVER_ROOT}/bin/pip install --no-cache-dir --disable-pip-version-check --no-compile --progress-bar off \\
         -r {BUILD_MOUNT}/requirements
 fi
 rm -f {SERVER_ROOT}/.lock {SERVER_ROOT}/.gitignore {SERVER_ROOT}/CACHEDIR.TAG
+# One process, in the order of names, and bound to no time: compiled files are then the same in every build.
+{SERVER_ROOT}/bin/python -m compileall -qq -j 1 --invalidation-mode unchecked-hash {SERVER_ROOT}/lib || true
 """
 
 # Lock files name the registry that each package came from: they do not stay.
@@ -212,8 +221,8 @@ class Recipe:
     tag: str
     base: Language
     script: str
-    changes: tuple[str, ...]
-    """The image's configuration, as Dockerfile instructions for a commit."""
+    config: Mapping[str, Any]
+    """The image's configuration (OCI image specification, "config"); Env by name, and added to the base's."""
     requirements: tuple[str, ...] = ()
     apt: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -238,47 +247,47 @@ class Recipe:
 def base_tag(language: Language) -> str:
     """Name of the base image that servers of the language are built on, wherever it came from."""
     script = {"python": "", "node": _NODE_BASE_SCRIPT}[language]
-    return f"lockgate.local/base-{language}:{_hash([BUILDER_VERSION, REGISTRY_BASE[language], script])}"
+    return f"lockgate.local/base-{language}:{_hash([BASE_VERSION, REGISTRY_BASE[language], script])}"
 
 
 def node_base_recipe() -> Recipe:
     """Node.js on top of the Python base, for where no registry has the official image."""
-    changes = (f"ENV PATH={SYSTEM_PATH}", 'CMD ["node"]', "LABEL lockgate.image=base")
-    return Recipe(base_tag("node"), "python", _NODE_BASE_SCRIPT, changes)
+    config = {"Env": {"PATH": SYSTEM_PATH}, "Cmd": ["node"], "Labels": {"lockgate.image": "base"}}
+    return Recipe(base_tag("node"), "python", _NODE_BASE_SCRIPT, config)
 
 
 def launcher_recipe() -> Recipe:
     """Debian's static busybox and the launcher's script: what the launcher's volume is filled from."""
     script = _PREPARE + _APT + _LAUNCHER + _CLEAN
-    changes = ('CMD ["true"]', "LABEL lockgate.image=launcher")
+    config = {"Cmd": ["true"], "Labels": {"lockgate.image": "launcher"}}
     tag = f"lockgate.local/launcher:{_hash([base_tag('python'), script])}"
-    return Recipe(tag, "python", script, changes, apt=("busybox-static",))
+    return Recipe(tag, "python", script, config, apt=("busybox-static",))
 
 
 def server_recipe(entry: Entry, package: Package) -> Recipe:
     """The entry's own image: its package, run by a user that owns nothing but the entry's volumes."""
     language = LANGUAGE[package.ecosystem]
     install = _FIND_UV + _INSTALL_PYPI if package.ecosystem == "pypi" else _INSTALL_NPM
-    script = _PREPARE + (_APT if package.apt else "") + install + _USER_AND_VOLUMES + _CLEAN
+    script = _PREPARE + _REPRODUCIBLE + (_APT if package.apt else "") + install + _USER_AND_VOLUMES + _CLEAN
     at = "==" if package.ecosystem == "pypi" else "@"
     requirements = (f"{package.name}{at}{package.version}", *package.pins)
     apt = tuple(sorted(package.apt))
     volumes = tuple(sorted(volume.target for volume in entry.volumes))
     command = list(entry.command)
-    recipe_hash = _hash([base_tag(language), script, requirements, apt, volumes, command])
-    changes = (
-        f"USER {UID}:{UID}",
-        "WORKDIR /",
-        f"ENV PATH={_SERVER_BIN[language]}:{SYSTEM_PATH}",
-        "ENV HOME=/tmp",
-        "ENV PYTHONDONTWRITEBYTECODE=1",
-        f"CMD {json.dumps(command)}",
-        "LABEL lockgate.image=local",
-        f"LABEL lockgate.entry={entry.id}",
-        f"LABEL lockgate.recipe={recipe_hash}",
-    )
+    recipe_hash = _hash([BUILDER_VERSION, base_tag(language), script, requirements, apt, volumes, command])
+    config = {
+        "User": f"{UID}:{UID}",
+        "WorkingDir": "/",
+        "Env": {
+            "PATH": f"{_SERVER_BIN[language]}:{SYSTEM_PATH}",
+            "HOME": "/tmp",  # noqa: S108  # the container's own
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        "Cmd": command,
+        "Labels": {"lockgate.image": "local", "lockgate.entry": entry.id, "lockgate.recipe": recipe_hash},
+    }
     tag = f"lockgate.local/{entry.id.lower()}:{recipe_hash}"
-    return Recipe(tag, language, script, changes, requirements, apt, volumes)
+    return Recipe(tag, language, script, config, requirements, apt, volumes)
 
 
 def _hash(parts: object) -> str:

@@ -1,0 +1,84 @@
+"""Who publishes images, and how their signatures are known: by public keys, or by certified identities.
+
+Does not verify anything: it says what must hold.
+"""
+
+import re
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from catalog.parts import Id, Line, Part, refuse
+from catalog.spelling import quoted
+
+_PATTERN = re.compile(r"[a-z0-9][a-z0-9._:/-]*(?:/\*)?")
+_PEM = re.compile(r"\s*-----BEGIN ([A-Z ]+)-----\n[A-Za-z0-9+/=\n ]+-----END \1-----\s*")
+
+
+def _pattern(text: str) -> str:
+    if not _PATTERN.fullmatch(text) or "//" in text:
+        raise ValueError(f"{quoted(text)} names no images; write ghcr.io/acme/box, or ghcr.io/acme/* for all below")
+    return text
+
+
+def _pem(kind: str) -> AfterValidator:
+    def check(text: str) -> str:
+        found = _PEM.fullmatch(text)
+        if found is None or found.group(1) != kind:
+            raise ValueError(f"must be PEM that begins with -----BEGIN {kind}-----")
+        return text
+
+    return AfterValidator(check)
+
+
+Key = Annotated[str, StringConstraints(max_length=8192), _pem("PUBLIC KEY")]
+Certificate = Annotated[str, StringConstraints(max_length=16_384), _pem("CERTIFICATE")]
+
+
+class Identity(Part):
+    """Somebody whom an identity service vouches for."""
+
+    issuer: Line
+    """The service, by its URL."""
+    subject: Line
+    """The e-mail address or URL it vouches for; a final * stands for any end."""
+
+
+class Publisher(Part):
+    """The images of one publisher run only with a signature by one of its keys or identities."""
+
+    name: Id
+    images: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1, max_length=64)]
+    keys: Annotated[tuple[Key, ...], Field(max_length=16)] = ()
+    identities: Annotated[tuple[Identity, ...], Field(max_length=16)] = ()
+    roots: Annotated[tuple[Certificate, ...], Field(max_length=16)] = ()
+    """Certificates that all certificates of the identities lead to."""
+    log_keys: Annotated[tuple[Key, ...], Field(max_length=16)] = ()
+    """Public keys of the transparency logs that vouch for the time of a signature."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        found = []
+        if not self.keys and not self.identities:
+            found.append("has neither keys nor identities, so nothing could be verified; add one of them")
+        if self.identities and not (self.roots and self.log_keys):
+            found.append(
+                "has identities, which need roots and log_keys to be verified without asking anybody; add them"
+            )
+        if not self.identities and (self.roots or self.log_keys):
+            found.append("has roots or log_keys but no identities; add them, or remove these")
+        refuse(found)
+        return self
+
+    def publishes(self, repository: str) -> bool:
+        """Whether the images of this repository (registry and path, in full) are this publisher's."""
+        for pattern in self.images:
+            full = pattern if _has_registry(pattern) else f"docker.io/{pattern}"
+            if repository == full or (full.endswith("/*") and repository.startswith(full[:-1])):
+                return True
+        return False
+
+
+def _has_registry(pattern: str) -> bool:
+    first = pattern.partition("/")[0]
+    return first == "localhost" or "." in first or ":" in first
