@@ -62,6 +62,8 @@ class DockerEngine:
             SettingsError: the address is not usable.
         """
         self.address = checked(EngineAddress(address) if isinstance(address, str) else address or EngineAddress())
+        self.is_podman = False
+        """Whether it is Podman that speaks the engine's language; known from the first client on."""
         self._scheme = urlsplit(self.address.url).scheme
         self._bridge = SshBridge(self.address.url) if self._scheme == "ssh" else None
         self._url = self.address.url
@@ -101,8 +103,9 @@ class DockerEngine:
                 knock.settimeout(KNOCK_TIMEOUT_S)
                 knock.connect(urlsplit(self._url).path)
         with closing(self._client(OLDEST_VERSION, timeout_s)) as asking:
-            version = str(asking.version(api_version=False)["ApiVersion"])
-        return self._client(version, timeout_s)
+            said = asking.version(api_version=False)
+        self.is_podman = any("Podman" in str(part.get("Name")) for part in said.get("Components") or ())
+        return self._client(str(said["ApiVersion"]), timeout_s)
 
     def _client(self, version: str, timeout_s: float) -> Client:
         tls = self._tls_config

@@ -29,7 +29,7 @@ from gateway.runtimes.attach import AttachProtocol
 from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
 from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
-from gateway.runtimes.specification import Given, ImageFacts, specification
+from gateway.runtimes.specification import Given, ImageFacts, as_podman_takes_it, specification
 from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
@@ -176,8 +176,10 @@ class DockerRuntime:
         return channel
 
     async def _create(self, client: Client, spec: dict[str, Any], name: str) -> dict[str, Any]:
+        asked = as_podman_takes_it(spec) if self._engine.is_podman else spec
+
         def create() -> dict[str, Any]:
-            created: dict[str, Any] = client.create_container_from_config(spec, name)  # type: ignore[no-untyped-call]
+            created: dict[str, Any] = client.create_container_from_config(asked, name)  # type: ignore[no-untyped-call]
             return created
 
         return await self._engine.guard(create, shield=True)

@@ -139,6 +139,16 @@ def specification(entry: Entry, image: Image, facts: ImageFacts, given: Given) -
     }
 
 
+def as_podman_takes_it(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The same request without the one thing Podman refuses: a limit of files in a tmpfs; its memory stays limited."""
+    host = dict(spec["HostConfig"])
+    host["Tmpfs"] = {
+        target: ",".join(one for one in options.split(",") if not one.startswith("nr_inodes="))
+        for target, options in host.get("Tmpfs", {}).items()
+    }
+    return {**spec, "HostConfig": host}
+
+
 FILTER_MEMORY_MIB: Final = 96
 FILTER_CPUS: Final = 0.5
 FILTER_PIDS: Final = 64
