@@ -38,6 +38,12 @@ class ServerLog:
         self.noise = 0
         """Lines on stdout that are not JSON-RPC, since the last start."""
 
+    def hide(self, redactor: Redactor | None) -> None:
+        """From now on this takes secrets out of what the server says."""
+        self.hides = redactor
+        for name in redactor.too_short if redactor is not None else ():
+            self.write("gateway", f"the secret {name} is too short to be found in what the server says")
+
     def write(self, origin: Origin, text: str) -> None:
         if self.hides is not None:
             text = self.hides.clean(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")

@@ -379,6 +379,8 @@ class Upstream:
     # -- receiving (Receiver) ----------------------------------------------------------------
 
     def received(self, message: bytes, id: int | None = None) -> None:
+        if self.log.hides is not None:
+            message = self.log.hides.clean(message)
         if message[:1] != b"{":
             self._unreadable(message, id)
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from gateway.images import Image, ImageStore
 from gateway.mounts import MountGuard
 from gateway.runs import Run
 from gateway.runtimes.attach import AttachProtocol
-from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
+from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover, until_full
 from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.runtimes.specification import Given, ImageFacts, as_podman_takes_it, specification
@@ -150,7 +150,7 @@ class DockerRuntime:
             if isinstance(exc, (*_Failures, errors.ImageError)):
                 raise errors.UpstreamUnavailable(f"server {entry.id} is not started: {short(exc)}") from exc
             raise
-        log.hides = handed.redactor
+        log.hide(handed.redactor)
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
         # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
@@ -173,6 +173,8 @@ class DockerRuntime:
                 text = f"the Docker Engine could not start {entry.id}: {short(exc)}"
                 raise errors.UpstreamUnavailable(text) from exc
             raise
+        if volumes := handed.folders[: len(handed.folders) - len(handed.opened)]:
+            channel.guard([volume.source for volume in volumes])
         return channel
 
     async def _create(self, client: Client, spec: dict[str, Any], name: str) -> dict[str, Any]:
@@ -303,6 +305,9 @@ class DockerChannel(LineChannel):
         self._exit: Answer | None = None
         self._explaining: asyncio.Task[None] | None = None
         self._closing = False
+        self._guarding: asyncio.Task[None] | None = None
+        self._over = ""
+        """Why the gateway itself ended it."""
         self._launched = False
         """The launcher starts the server."""
         self._abandoned = False
@@ -315,6 +320,16 @@ class DockerChannel(LineChannel):
         self._launched = bool(opening)
         if opening and self._write_end is not None:
             self._write_end.write(opening)
+
+    def guard(self, volumes: Sequence[Path]) -> None:
+        """End the server once its volumes hold more than they may."""
+
+        async def watch() -> None:
+            self._over = await until_full(volumes, self._entry.limits.volume_mib)
+            with suppress(errors.UpstreamUnavailable):
+                await self._runtime.remove(self._name)
+
+        self._guarding = asyncio.get_running_loop().create_task(watch())
 
     def end(self, reason: str) -> None:
         """The attach stream is over; find out why before telling the receiver."""
@@ -332,6 +347,8 @@ class DockerChannel(LineChannel):
         super().end(reason)
 
     def _exit_reason(self, code: int) -> str:
+        if self._over:
+            return self._over
         if code == 137 and not self._closing:
             limit = self._entry.limits.memory_mib
             return f"its container was killed (exit code 137), most likely by its memory limit of {limit} MiB"
@@ -355,6 +372,9 @@ class DockerChannel(LineChannel):
 
     async def close(self) -> None:
         self._closing = True
+        if self._guarding is not None:
+            self._guarding.cancel()
+            await asyncio.gather(self._guarding, return_exceptions=True)
         if self._protocol is not None:
             self._protocol.close_stdin()
         with suppress(TimeoutError):

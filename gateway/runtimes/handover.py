@@ -5,10 +5,12 @@ Knows secrets, mounts and volumes; not how a container or process is made."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import anyio
 from anyio import to_thread
 
 from catalog import Entry
@@ -22,6 +24,9 @@ from gateway.secrets import Secrets, SecretValue
 CONTAINER_UID: Final = 65532
 """The user inside when the gateway itself runs as root; otherwise the gateway's own user, so that volumes fit."""
 BLOCK_BYTES: Final = 512
+LOOK_EVERY_S: Final = 5.0
+LOOK_SHARE: Final = 50
+"""Large volumes are looked at less often, so that looking takes a fiftieth of the time at most."""
 
 
 class Handed(NamedTuple):
@@ -117,6 +122,16 @@ class Handover:
                 f"clear {self._volumes / entry.id} or raise volume_mib"
             )
         return folders
+
+
+async def until_full(folders: Sequence[Path], limit_mib: int) -> str:
+    """Look at the folders again and again, and return what to say once they hold more than the limit."""
+    while True:
+        started = time.monotonic()
+        used = await to_thread.run_sync(lambda: sum(used_bytes(folder) for folder in folders))
+        if used > limit_mib * MIB:
+            return f"its volumes hold {used // MIB} MiB, more than its limit of {limit_mib} MiB"
+        await anyio.sleep(max(LOOK_EVERY_S, LOOK_SHARE * (time.monotonic() - started)))
 
 
 def used_bytes(folder: Path) -> int:

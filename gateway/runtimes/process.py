@@ -85,7 +85,7 @@ class ProcessRuntime:
         env |= {**installed.env, **self._relocated_env(entry, folders), MARK: self._run.mark}
         # Its own environment: only its user and root can read that, and inside a sandbox of its own nobody else's.
         env |= {name: one.reveal().decode() for name, one in {**handed.plain, **handed.env}.items()}
-        log.hides = handed.redactor
+        log.hide(handed.redactor)
         with _open_files(handed.files) as files:
             argv = self._argv(entry, installed, folders, files)
             try:

@@ -234,3 +234,21 @@ async def test_a_full_volume_keeps_its_server_from_starting(tmp_path: Path, cach
     with pytest.raises(UpstreamUnavailable, match="more than its limit of 1 MiB"):
         async with sandbox(cache_dir, tmp_path, entry):
             pass
+
+
+@pytest.mark.sec("SEC-069")
+async def test_a_server_that_fills_its_volumes_is_ended(tmp_path: Path, cache_dir: Path) -> None:
+    """Each file is small enough; together they are too much."""
+    entry = probe_entry(
+        await base_image(cache_dir), volumes=(Volume(name="data", target="/data"),), limits={"volume_mib": 4}
+    )
+    fill = """
+import time
+for index in range(8):
+    with open(f"/data/{index}", "wb") as file:
+        file.write(b"x" * (1 << 20))
+time.sleep(600)
+"""
+    with pytest.raises(UpstreamError, match=r"its volumes hold \d MiB, more than its limit of 4 MiB"):
+        async with sandbox(cache_dir, tmp_path, entry) as box:
+            await box.run(fill)

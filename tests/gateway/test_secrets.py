@@ -197,6 +197,9 @@ def test_a_short_secret_is_named_and_not_searched_for() -> None:
     redactor = Redactor([SecretValue("a.b", b"1234567")])
     assert redactor.too_short == ["a.b"]
     assert redactor.clean(b"1234567") == b"1234567"
+    log = ServerLog()
+    log.hide(redactor)
+    assert "the secret a.b is too short" in log.lines()[0].text
 
 
 @pytest.mark.parametrize("size", [1, 7, 1999, 4000])
