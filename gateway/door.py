@@ -628,7 +628,8 @@ class Door:
     def surface(self, caller: Caller) -> Surface:
         """What this caller sees, rebuilt only when a listing or the policy changed."""
         profile = caller.profile
-        key = (profile.name, caller.principal, self._policy.generation, self.pool.generation)
+        principal = caller.principal
+        key = (profile.name, principal.id, principal.kind, self._policy.generation, self.pool.generation)
         found = self._surfaces.get(key)
         if found is None:
             listings = self._listings(caller)

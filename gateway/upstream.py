@@ -257,11 +257,12 @@ class Upstream:
         id = self._next_id
         call = Call(id, self._prepare(members, id, caller), None if endless else timeout_s or self.call_timeout_s)
         self._calls[id] = call
-        self.resume_timer(call)
-        self._touch(call)
         message = envelope.request(b"%d" % id, method, envelope.encode(members) if members else b"")
         routing = self._routing(method, members) if self._era == "modern" else None
         self._channel.send(envelope.one_line(message), id, routing)
+        if id in self._calls:  # else it has failed already
+            self.resume_timer(call)
+            self._touch(call)
         try:
             await self._channel.drain()
         except BaseException:

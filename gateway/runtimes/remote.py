@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ MAX_PAUSE_S: Final = 60.0
 LISTEN_OPEN_S: Final = 2.0
 RESUME_TRIES: Final = 10
 CLOSE_TIMEOUT_S: Final = 2.0
+MAX_REMEMBERED: Final = 256
+"""Characters of a name whose header is remembered."""
 
 
 class RemoteRuntime:
@@ -206,10 +209,18 @@ def _pause_s(event: Event, before: float) -> float:
 
 
 def _routing_head(routing: Routing) -> bytes:
-    lines = f"Mcp-Method: {routing.method}\r\n"
-    if routing.name is not None:
-        lines += f"Mcp-Name: {headers.encode(routing.name)}\r\n"
-    lines += "".join(f"{name}: {value}\r\n" for name, value in routing.params.items())
+    short = routing.name is None or len(routing.name) <= MAX_REMEMBERED
+    head = _named(routing.method, routing.name) if short else _named.__wrapped__(routing.method, routing.name)
+    if not routing.params:
+        return head
+    return head + "".join(f"{name}: {value}\r\n" for name, value in routing.params.items()).encode("ascii")
+
+
+@lru_cache(1024)
+def _named(method: str, name: str | None) -> bytes:
+    lines = f"Mcp-Method: {method}\r\n"
+    if name is not None:
+        lines += f"Mcp-Name: {headers.encode(name)}\r\n"
     return lines.encode("ascii")
 
 

@@ -57,6 +57,7 @@ class McpEndpoint:
         self._principal_of = principal_of
         self.sessions = Sessions(door)
         self.places = Places()
+        self._watches = _Watches()
         self.modern = ModernEra(door)
 
     def close(self) -> None:
@@ -224,7 +225,7 @@ class McpEndpoint:
             await _refuse(send, 400, envelope.INVALID_REQUEST, "a server of this revision asks no questions")
             return
         stream = _ResponseStream(send, b"text/event-stream" in given.get(b"accept", [b"text/event-stream"])[0])
-        watch = _DisconnectWatch(receive)
+        watch = _DisconnectWatch(receive, self._watches)
         try:
             answer = await self.modern.request(incoming, principal, profile, given, stream.send)
         except asyncio.CancelledError:
@@ -333,17 +334,41 @@ async def _write_log(log: EventLog, after: int, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Watches:
+    """The watches of requests that began a moment ago: one timer starts them all, as most are over by then."""
+
+    def __init__(self) -> None:
+        self._new: set[_DisconnectWatch] = set()
+        self._waiting = False
+
+    def add(self, watch: _DisconnectWatch) -> None:
+        self._new.add(watch)
+        if not self._waiting:
+            self._waiting = True
+            asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+
+    def drop(self, watch: _DisconnectWatch) -> None:
+        self._new.discard(watch)
+
+    def _start(self) -> None:
+        self._waiting = False
+        started, self._new = self._new, set()
+        for watch in started:
+            watch.start()
+
+
 class _DisconnectWatch:
     """Cancels the current task when its client hangs up. Looks only after a moment: most calls are over by then."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, watches: _Watches) -> None:
         self.client_gone = False
         self._receive = receive
         self._owner = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+        self._watches = watches
+        watches.add(self)
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -357,7 +382,7 @@ class _DisconnectWatch:
             self._owner.uncancel()
 
     def stop(self) -> None:
-        self._timer.cancel()
+        self._watches.drop(self)
         if self._task is not None:
             self._task.cancel()
 

@@ -22,6 +22,12 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_IDLE_S: Final = 4.0
 """Servers commonly close idle connections after 5 s; ours are dropped before, so that no request meets a dying one."""
 CLOSED: Final = "this client was closed"
+_COMMON: Final = {
+    spelled.encode(): name
+    for name in ("content-length", "content-type", "date", "server", "transfer-encoding")
+    for spelled in (name, name.title())
+}
+"""Header names in most answers, as they are spelled there."""
 
 
 class HttpFailure(Exception):
@@ -83,6 +89,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # A request leaves at once, not when the event loop comes round: the server works while we tidy up.
+        self._transport.set_write_buffer_limits(0)
 
     def carry(self, exchange: Exchange, request: bytes) -> None:
         self._exchange = exchange
@@ -111,7 +119,7 @@ class _Connection(asyncio.Protocol):
         self._headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers[_COMMON.get(name) or name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -197,14 +205,8 @@ class HttpOrigin:
 
         The sink is always told the end, also when no connection can be made.
         """
-        request = b"%b %b HTTP/1.1\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
-            method.encode(),
-            target.encode(),
-            self.authority.encode(),
-            headers,
-            len(body),
-            body,
-        )
+        line = f"{method} {target} HTTP/1.1\r\nHost: {self.authority}\r\n".encode()
+        request = b"%b%bContent-Length: %d\r\n\r\n%b" % (line, headers, len(body), body)
         exchange = Exchange(sink)
         connection = self._take_idle()
         if connection is not None:
