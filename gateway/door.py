@@ -5,8 +5,8 @@ Resolves the name, decides, forwards, checks the result, audits. Knows no transp
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 import time
 import weakref
 from collections import OrderedDict
@@ -31,7 +31,7 @@ from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers, methods
 from gateway.wire.envelope import Fields, WireError
 from gateway.wire.meta import LOG_LEVELS
-from policies import Action, PolicyEngine, Principal, Request
+from policies import Action, Decision, PolicyEngine, Principal, Request
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ PAGE_SIZE: Final = 250
 LEARN_TIMEOUT_S: Final = 45.0
 """How long a listing waits for servers that were never asked before; they are announced when they are known."""
 MAX_SURFACES: Final = 256
+MAX_DECISIONS: Final = 4096
+MAX_ITEM_CHARS: Final = 1024
+"""A decision on an item with a longer name is not remembered: callers choose the URIs they ask for."""
 MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
 UPDATED: Final = "notifications/resources/updated"
@@ -99,6 +102,7 @@ class Door:
         self._page_size = page_size
         self._pool: Pool | None = None
         self._surfaces: OrderedDict[tuple[object, ...], Surface] = OrderedDict()
+        self._decisions: dict[tuple[str, ...], Decision] = {}
         self._callers: weakref.WeakSet[Caller] = weakref.WeakSet()
         self._subscribers: dict[tuple[str, str], set[Caller]] = {}
         self._seal = Seal()
@@ -239,16 +243,7 @@ class Door:
         record.server, record.item = target.server, target.item
         arguments = bytes(members.get("arguments", envelope.ABSENT))
         record.arguments = audit.digest(arguments)
-        decision = self._policy.decide(
-            Request(
-                caller.principal,
-                route.action,
-                caller.profile.name,
-                target.server,
-                target.item,
-                envelope.value(arguments) if self._policy.reads_arguments and arguments else {},
-            )
-        )
+        decision = self._decide(caller, route.action, target, arguments)
         record.policies = decision.policy_ids
         if not decision.allowed:
             if route.action == "read":
@@ -294,6 +289,22 @@ class Door:
                 record.outcome, record.detail = "task", task.id
                 return outcome
         return self._finished(view, target, method, outcome, record, ticket)
+
+    def _decide(self, caller: Caller, action: Action, target: Target, arguments: bytes) -> Decision:
+        """What policy says, remembered where no rule looks at arguments."""
+        principal, profile = caller.principal, caller.profile.name
+        if self._policy.reads_arguments:
+            given = envelope.value(arguments) if arguments else {}
+            return self._policy.decide(Request(principal, action, profile, target.server, target.item, given))
+        key = (self._policy.generation, principal.id, principal.kind, action, profile, target.server, target.item)
+        decision = self._decisions.get(key)
+        if decision is None:
+            decision = self._policy.decide(Request(principal, action, profile, target.server, target.item))
+            if len(self._decisions) >= MAX_DECISIONS:
+                self._decisions.clear()
+            if len(target.item) <= MAX_ITEM_CHARS:
+                self._decisions[key] = decision
+        return decision
 
     @staticmethod
     def _finished(
@@ -727,7 +738,7 @@ def wants_log(caller: Caller, params: bytes) -> bool:
 
 def _record(caller: Caller, method: str) -> Record:
     return Record(
-        call=secrets.token_hex(8),
+        call=os.urandom(8).hex(),
         at=audit.now(),
         principal=caller.principal.id,
         client=caller.client,

@@ -8,6 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 ANNOTATION: Final = "x-mcp-header"
@@ -22,6 +23,7 @@ NAME_OF: Final[Mapping[str, str]] = {
 }
 """The params member that `Mcp-Name` repeats, by method."""
 MAX_SCHEMA_NODES: Final = 20_000
+MAX_REMEMBERED_BYTES: Final = 256
 
 _SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")
@@ -56,6 +58,17 @@ def decode(value: str) -> str | None:
         return data.decode() if base64.b64encode(data).decode() == found[1] else None
     except (binascii.Error, UnicodeDecodeError):
         return None
+
+
+@lru_cache(1024)
+def _says(header: bytes, value: str) -> bool:
+    return decode(header.decode("latin-1").strip()) == value
+
+
+def says(header: bytes, value: str) -> bool:
+    """Whether a header, as it came, stands for this value; remembered if short: clients call the same tools again."""
+    short = len(header) <= MAX_REMEMBERED_BYTES and len(value) <= MAX_REMEMBERED_BYTES
+    return _says(header, value) if short else _says.__wrapped__(header, value)
 
 
 def _positions(schema: object) -> Iterator[tuple[Path | None, dict[str, Any]]]:

@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from msgspec import Raw
@@ -34,6 +35,7 @@ MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 MAX_LISTENERS: Final = 1024
 MAX_LISTENERS_OF_ONE: Final = 256
 MAX_WATCHED: Final = 256
+MAX_REMEMBERED_BYTES: Final = 2048
 
 Send = Callable[[bytes], Awaitable[None]]
 HeaderValues = Mapping[bytes, list[bytes]]
@@ -352,7 +354,7 @@ def _check_headers(method: str, members: Fields, version: str, given: HeaderValu
 
 def _check_header(name: bytes, value: str, given: HeaderValues) -> None:
     values = given.get(name, ())
-    if len(values) != 1 or headers.decode(values[0].decode("latin-1").strip()) != value:
+    if len(values) != 1 or not headers.says(values[0], value):
         text = f"header {name.decode()} is missing, repeated, or does not equal the request"
         raise Rejected(envelope.HEADER_MISMATCH, text)
 
@@ -369,7 +371,15 @@ def _complete(result: bytes, *, ttl_ms: int | None, meta: Mapping[str, object] |
     if ttl_ms is not None:
         members.setdefault("ttlMs", envelope.raw(ttl_ms))
         members["cacheScope"] = Raw(b'"private"')
-    stamped: dict[str, object] = dict(envelope.fields(members["_meta"])) if "_meta" in members else {}
-    stamped[revisions.SERVER_INFO] = _SERVER_INFO
-    members["_meta"] = envelope.raw({**stamped, **(meta or {})})
+    given = bytes(members.get("_meta", b"{}"))
+    if meta is None and len(given) <= MAX_REMEMBERED_BYTES:
+        members["_meta"] = _stamped(given)
+    else:
+        members["_meta"] = envelope.raw({**envelope.fields(given), revisions.SERVER_INFO: _SERVER_INFO, **(meta or {})})
     return envelope.encode(members)
+
+
+@lru_cache(256)
+def _stamped(given: bytes) -> Raw:
+    """`_meta` of a result with our name in it; a server gives the same with nearly every result."""
+    return envelope.raw({**envelope.fields(given), revisions.SERVER_INFO: _SERVER_INFO})
