@@ -105,6 +105,11 @@ class Server:
         """Lists the server says have changed since the last listing."""
 
     @property
+    def asks(self) -> bool:
+        """Whether it may put questions to clients over connections of their own."""
+        return self.entry.interactive and self.listing is not None and self.listing.era == "legacy"
+
+    @property
     def upstream(self) -> Upstream | None:
         """The shared connection if there is one, else any."""
         live = [c.upstream for c in self.connections.values() if c.upstream is not None]
@@ -220,6 +225,8 @@ class Pool:
         spare = server.connections.get(SPARE)
         if spare is None or spare.upstream is None or spare.upstream.ended.is_set() or spare.stop.is_set():
             return None
+        if spare.taken:  # for a listing
+            return None
         del server.connections[SPARE]
         spare.key = key
         server.connections[key] = spare
@@ -227,10 +234,12 @@ class Pool:
 
     def _keep_spare(self, server: Server) -> None:
         """Interactive servers of the session era cannot be shared: have one ready before somebody waits for it."""
-        interactive = server.entry.interactive and server.listing is not None and server.listing.era == "legacy"
-        if interactive and set(server.connections) == {SHARED}:
-            spare = server.connections[SPARE] = Connection(SPARE, ALL_CAPABILITIES)
-            self._start_soon(server, spare)
+        if server.asks and set(server.connections) == {SHARED}:
+            self._start_spare(server)
+
+    def _start_spare(self, server: Server) -> None:
+        spare = server.connections[SPARE] = Connection(SPARE, ALL_CAPABILITIES)
+        self._start_soon(server, spare)
 
     def free(self, upstream: Upstream) -> None:
         """Give back an exclusive connection for the owner's next call."""
@@ -357,7 +366,7 @@ class Pool:
             async with asyncio.timeout(limit_s):
                 channel = await runtime.start(entry, upstream, server.log)
                 await upstream.open(channel, known)
-                if server.listing is None:
+                if server.listing is None or connection.key == SPARE:
                     await self._adopt(server, await learn(upstream, entry))
                 elif connection.key == SHARED:
                     self._relist_soon(server)
@@ -527,9 +536,17 @@ class Pool:
     async def _relist(self, server: Server) -> None:
         await anyio.sleep(RELIST_PAUSE_S)
         server.relisting = False
-        upstream = server.upstream
+        upstream, spare = server.upstream, None
         if upstream is None:
             return
+        if server.asks:
+            # It may offer more to a client that can be asked than it does on the shared connection.
+            spare = server.connections.get(SPARE)
+            if spare is None:
+                self._start_spare(server)
+            if spare is None or spare.upstream is None:
+                return  # it lists as soon as it is there
+            upstream, spare.taken = spare.upstream, True
         try:
             await self._adopt(server, await learn(upstream, server.entry))
         except errors.UpstreamError as exc:
@@ -538,6 +555,9 @@ class Pool:
         except Exception as exc:  # noqa: BLE001  # outermost border of a task: one server must not take all with it
             _log.exception("server %s: internal error while listing again", server.entry.id)
             server.log.write("gateway", f"could not list again: internal error: {type(exc).__name__}")
+        finally:
+            if spare is not None:
+                spare.taken = False
 
     # -- subscriptions -----------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ import pytest
 
 from tests.gateway.callers import ACCEPT, JSON, Response, Session, Stream, message
 from tests.gateway.running import Place, running
-from tests.servers import LOCAL, until
+from tests.servers import DEADLINE_S, LOCAL, until
 
 pytestmark = pytest.mark.anyio
 
 VERSION = "2026-07-28"
+POLL_S = 0.02
 PREFIX = "io.modelcontextprotocol/"
 HEADER_MISMATCH = -32020
 TWO = {"a": ["friendly"], "b": ["friendly"]}
@@ -303,6 +304,27 @@ async def test_the_state_of_a_request_is_good_for_that_request_once(tmp_path: Pa
         second = await result(place, "tools/call", params, clientCapabilities=ABLE)
         assert second["resultType"] == "input_required"
         await refused(params)
+
+
+async def test_what_a_server_offers_only_to_clients_it_can_ask_is_listed_and_stays_so(tmp_path: Path) -> None:
+    async with running(tmp_path, ASKING) as place:
+        session = await place.session(capabilities={"sampling": {}})
+
+        async def listed() -> bool:
+            return "a__consult" in await session.tools()
+
+        await session.call("a__echo")
+        with anyio.fail_after(DEADLINE_S):
+            while not await listed():
+                await anyio.sleep(POLL_S)
+        assert "consult" in await session.call("a__consult")
+        called = await result(place, "tools/call", {"name": "a__consult", "arguments": {}}, clientCapabilities=ABLE)
+        assert "consult" in called["content"][0]["text"]
+        # Announced by the shared connection, to which the server does not offer it.
+        async with session.listening() as stream:
+            await session.call("a__change")
+            await stream.until("notifications/tools/list_changed")
+            assert await listed()
 
 
 async def test_an_answer_that_is_no_object_ends_the_call(tmp_path: Path) -> None:

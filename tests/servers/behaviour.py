@@ -144,6 +144,8 @@ class Behaviour:
                     "hello",
                     *self.added,
                 ]
+                if "sampling" in self.hello.get("capabilities", {}):
+                    names.append("consult")
                 names += [f"tool{number:03}" for number in range(self.options.get("extra", 0))]
                 tools = [{"name": n, "description": f"The tool {n}.", "inputSchema": {"type": "object"}} for n in names]
                 return "tools", tools
