@@ -99,7 +99,7 @@ class Suite:
 
     def __init__(self, cache: Path) -> None:
         self._root = cache / "suite"
-        self._node = self._root / "node_modules/.bin/node"
+        self.node = self._root / "node_modules/.bin/node"
         self._package = self._root / "node_modules/@modelcontextprotocol/conformance"
 
     def ensure(self) -> None:
@@ -128,7 +128,7 @@ class Suite:
         # Scripts stay off: Node.js comes as a plain package for this processor.
         options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
         self._run([npm, "ci", "--prefix", str(self._root), *options], INSTALL_TIMEOUT_S)
-        if not self._node.exists():
+        if not self.node.exists():
             raise SuiteError(f"there is no Node.js for this processor in {HERE / 'package.json'}")
         shutil.copy(lock, installed)
 
@@ -154,7 +154,7 @@ class Suite:
         return self._package / "requirements" / f"{revision}.yaml"
 
     def _suite(self) -> list[str]:
-        return [str(self._node), str(self._package / "dist/index.js")]
+        return [str(self.node), str(self._package / "dist/index.js")]
 
     def violations(self, messages: Iterable[Emitted]) -> list[tuple[Emitted, str]]:
         """The messages that their revision's schema does not allow, and why, as the suite itself would judge them."""
@@ -163,7 +163,7 @@ class Suite:
             json.dumps({"revision": one.revision, "answers": one.answers, "message": one.message}) + "\n"
             for one in messages
         )
-        argv = [str(self._node), str(HERE / "schema.mjs"), str(self._package / "dist/index.js")]
+        argv = [str(self.node), str(HERE / "schema.mjs"), str(self._package / "dist/index.js")]
         found = json.loads(self._run(argv, RUN_TIMEOUT_S, asked))
         return [(one, "; ".join(errors)) for one, errors in zip(messages, found, strict=True) if errors]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tests.e2e.gateways import RunningGateway
 
 Step = dict[str, Any]
-TALK_S = 120
+TALK_S = 300
 LONG = "everything__trigger-long-running-operation"
 
 
@@ -22,7 +22,7 @@ class Client(NamedTuple):
 
     argv: tuple[str, ...]
     transport: str
-    mode: str
+    mode: str | Mapping[str, str]
 
 
 class Conversation:
@@ -137,19 +137,33 @@ def hold(gateway: RunningGateway, client: Client, tag: str) -> Conversation:
     """Let the client carry out the script."""
     make_repository(gateway, tag)
     steps = script(tag)
+    revision, outcomes = talk(gateway, client, tag, steps)
+    return Conversation(gateway, tag, revision, outcomes)
+
+
+def talk(
+    gateway: RunningGateway,
+    client: Client,
+    tag: str,
+    steps: Mapping[str, Step],
+    answers: Mapping[str, Any] | None = None,
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Let the client carry out steps; gives the revision it chose and what came of each. With `answers` it declares
+    that it can be asked, and answers each method with what they hold."""
     asked = {
         "url": f"{gateway.url}/mcp" if client.transport == "http" else None,
         "stdio": gateway.stdio(),
         "mode": client.mode,
         "client": tag,
         "steps": list(steps.values()),
+        "answers": answers,
     }
     done = subprocess.run(
         client.argv, input=json.dumps(asked), capture_output=True, text=True, timeout=TALK_S, check=False
     )
     assert done.returncode == 0, done.stderr[-5000:]
     told = json.loads(done.stdout)
-    return Conversation(gateway, tag, told["revision"], dict(zip(steps, told["outcomes"], strict=True)))
+    return told["revision"], dict(zip(steps, told["outcomes"], strict=True))
 
 
 def make_repository(gateway: RunningGateway, name: str) -> None:

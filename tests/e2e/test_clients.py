@@ -6,33 +6,14 @@ Knows no wire format: what these clients make of the gateway's answers is what c
 import base64
 import datetime
 import json
-import shutil
-import sys
 
 import pytest
 
-from tests.e2e.conversation import Client, Conversation, hold, program
-from tests.e2e.gateways import STARTER, RunningGateway, cache_dir, eventually, missing
+from tests.e2e.conversation import Conversation, hold
+from tests.e2e.gateways import STARTER, RunningGateway, eventually
+from tests.e2e.programs import python_1, python_2, typescript
 
 AUDITED_S = 10
-
-
-def python_2(transport: str, mode: str) -> Client:
-    return Client((sys.executable, program("python_2.py")), transport, mode)
-
-
-def python_1(transport: str, mode: str) -> Client:
-    python = cache_dir() / "clients" / "mcp-1.30" / "bin" / "python"
-    if not python.exists():
-        missing(f"the Python SDK 1.30 is not at {python}")
-    return Client((str(python), program("python_1.py")), transport, mode)
-
-
-def typescript(transport: str, mode: str) -> Client:
-    node, installed = shutil.which("node"), cache_dir() / "clients" / "ts"
-    if node is None or not (installed / "node_modules" / "@modelcontextprotocol" / "client").exists():
-        missing(f"the TypeScript SDK is not in {installed}, or there is no Node.js")
-    return Client((node, program("typescript.mjs"), str(installed)), transport, mode)
 
 
 CLIENTS = {

@@ -96,11 +96,29 @@ async def streams(asked: dict[str, Any]) -> AsyncIterator[tuple[Any, Any]]:
             yield read, write
 
 
+def answering(answers: dict[str, Any] | None) -> dict[str, Any]:
+    """What the client declares it can answer, and how it does; nothing without answers."""
+    if answers is None:
+        return {}
+
+    async def elicited(context: Any, params: Any) -> types.ElicitResult:
+        return types.ElicitResult.model_validate(answers["elicitation/create"])
+
+    async def sampled(context: Any, params: Any) -> types.CreateMessageResult:
+        return types.CreateMessageResult.model_validate(answers["sampling/createMessage"])
+
+    async def roots(context: Any) -> types.ListRootsResult:
+        return types.ListRootsResult.model_validate(answers["roots/list"])
+
+    return {"elicitation_callback": elicited, "sampling_callback": sampled, "list_roots_callback": roots}
+
+
 async def main() -> None:
     asked = json.load(sys.stdin)
     info = types.Implementation(name=asked["client"], version="1")
     outcomes = []
-    async with streams(asked) as (read, write), ClientSession(read, write, client_info=info) as session:
+    able = answering(asked["answers"])
+    async with streams(asked) as (read, write), ClientSession(read, write, client_info=info, **able) as session:
         revision = (await session.initialize()).protocolVersion
         for step in asked["steps"]:
             try:

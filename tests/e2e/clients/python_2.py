@@ -82,12 +82,29 @@ async def carry_out(client: Client, step: Step) -> Outcome:
     raise ValueError(f"unknown step {step['do']}")
 
 
+def answering(answers: dict[str, Any] | None) -> dict[str, Any]:
+    """What the client declares it can answer, and how it does; nothing without answers."""
+    if answers is None:
+        return {}
+
+    async def elicited(context: Any, params: Any) -> types.ElicitResult:
+        return types.ElicitResult.model_validate(answers["elicitation/create"])
+
+    async def sampled(context: Any, params: Any) -> types.CreateMessageResult:
+        return types.CreateMessageResult.model_validate(answers["sampling/createMessage"])
+
+    async def roots(context: Any) -> types.ListRootsResult:
+        return types.ListRootsResult.model_validate(answers["roots/list"])
+
+    return {"elicitation_callback": elicited, "sampling_callback": sampled, "list_roots_callback": roots}
+
+
 async def main() -> None:
     asked = json.load(sys.stdin)
     target = asked["url"] or StdioServerParameters(**asked["stdio"])
     info = types.Implementation(name=asked["client"], version="1")
     outcomes = []
-    async with Client(target, mode=asked["mode"], client_info=info) as client:
+    async with Client(target, mode=asked["mode"], client_info=info, **answering(asked["answers"])) as client:
         revision = client.protocol_version
         for step in asked["steps"]:
             if step.get("handshake_only") and revision not in HANDSHAKE_PROTOCOL_VERSIONS:

@@ -68,7 +68,10 @@ const asked = JSON.parse(await text(process.stdin));
 const transport = asked.url
   ? new StreamableHTTPClientTransport(new URL(asked.url))
   : new StdioClientTransport(asked.stdio);
-const client = new Client({ name: asked.client, version: "1" }, { versionNegotiation: { mode: asked.mode } });
+const capabilities = asked.answers ? { elicitation: {}, sampling: {}, roots: {} } : {};
+const options = { capabilities, versionNegotiation: { mode: asked.mode } };
+const client = new Client({ name: asked.client, version: "1" }, options);
+for (const [method, answer] of Object.entries(asked.answers ?? {})) client.setRequestHandler(method, () => answer);
 await client.connect(transport);
 const outcomes = [];
 const revision = client.getNegotiatedProtocolVersion();
