@@ -62,6 +62,9 @@ class LegacySession(Caller):
         self._outlet = outlet
         self._in_flight: dict[bytes, asyncio.Task[object]] = {}
         self._cancelled: set[bytes] = set()
+        self._told = envelope.raw(tasks.with_extension({}))
+        """What servers of the other era are told that this client can do. This era's tasks are others, so a server may
+        make a task of a call, and the door waits for it."""
         self._asked: dict[int, asyncio.Future[Envelope]] = {}
         self._questions = 0
 
@@ -73,8 +76,7 @@ class LegacySession(Caller):
         return Lease(self.id, envelope.raw(asked), exclusive=False) if asked else None
 
     def facts(self) -> CallerFacts:
-        # This era's tasks are others: a server may make a task of a call, and the door waits for it.
-        return CallerFacts(envelope.raw(tasks.with_extension(self.capabilities)), self.log_level)
+        return CallerFacts(self._told, self.log_level)
 
     # -- messages from the client ------------------------------------------------------------
 
@@ -222,6 +224,7 @@ class LegacySession(Caller):
         self.client = envelope.text(name, "clientInfo.name")[:128] if bytes(name) else ""
         self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
         self.capabilities = wanted.capabilities
+        self._told = envelope.raw(tasks.with_extension(self.capabilities))
         self._door.enter(self)
         capabilities: dict[str, object] = {
             "tools": {"listChanged": True},
