@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
-import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
 
 import anyio
 from msgspec import Raw
@@ -20,18 +18,20 @@ from catalog import Profile
 from gateway import audit, bridge, errors, extensions, names, relayed, surface, tasks
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
-from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
+from gateway.caller import Caller
+from gateway.hearing import Hearing
+from gateway.listings import PROMPTS, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
 from gateway.relayed import Follower, RelayedTask
+from gateway.routes import LISTS, ROUTES, Route, checked, denied, needs_tasks, resolve
 from gateway.slowcalls import SlowCall, SlowCalls
 from gateway.surface import Surface, Target
 from gateway.tasks import Task, Tasks
-from gateway.upstream import LOG, Call, CallerFacts, Notice, Reply, Upstream
-from gateway.wire import envelope, headers, methods
+from gateway.upstream import Call, Notice, Reply, Upstream
+from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
-from gateway.wire.meta import LOG_LEVELS
-from policies import Action, Decision, PolicyEngine, Principal, Request
+from policies import Action, Decision, PolicyEngine, Request
 
 _log: Final = logging.getLogger(__name__)
 
@@ -44,67 +44,20 @@ MAX_ITEM_CHARS: Final = 1024
 """A decision on an item with a longer name is not remembered: callers choose the URIs they ask for."""
 MAX_INSTRUCTIONS_CHARS: Final = 2000
 Notify = Callable[[Notice], Awaitable[None]]
-UPDATED: Final = "notifications/resources/updated"
-LISTS: Final[Mapping[str, Kind]] = {kind.method: kind for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
-
-_IS_ERROR: Final = re.compile(rb'"isError"\s*:\s*true')
-
-
-class Caller:
-    """Whoever is on the other side: one session or request of one principal in one profile."""
-
-    def __init__(self, principal: Principal, profile: Profile, client: str = "") -> None:
-        self.principal = principal
-        self.profile = profile
-        self.client = client
-        self.capabilities: Fields = {}
-        """What this client declared it can answer."""
-        self.log_level = ""
-        self.takes_tasks = False
-        """Whether a task may be given to this client in place of a result."""
-        self.servers: set[str] = set()
-        """Servers this caller has called: whose log messages it may see."""
-
-    def deliver(self, method: str, params: bytes) -> None:
-        """A notification that belongs to no call of this caller; a caller without a place for it drops it."""
-
-    def lease(self) -> Lease | None:
-        """The connections of its own this caller needs to a server that may ask it questions; None if it answers
-        none."""
-        return None
-
-    def facts(self) -> CallerFacts:
-        return CallerFacts(envelope.raw(self.capabilities), self.log_level)
-
-
-class _Route(NamedTuple):
-    """How a method names its item."""
-
-    action: Action
-    kind: Kind
-
-
-ROUTES: Final[Mapping[str, _Route]] = {
-    "tools/call": _Route("call", TOOLS),
-    "prompts/get": _Route("prompt", PROMPTS),
-    "resources/read": _Route("read", RESOURCES),
-    "completion/complete": _Route("complete", PROMPTS),
-}
 
 
 class Door:
     """Composes policy, pool and audit. One for the whole gateway."""
 
     def __init__(self, policy: PolicyEngine, audit_file: Audit, *, page_size: int = PAGE_SIZE) -> None:
-        self._policy = policy
+        self.policy = policy
         self._profiles: Mapping[str, Profile] = {}
         self._audit = audit_file
         self._page_size = page_size
         self._pool: Pool | None = None
         self._surfaces: OrderedDict[tuple[object, ...], Surface] = OrderedDict()
         self._decisions: dict[tuple[str, ...], Decision] = {}
-        self._callers: weakref.WeakSet[Caller] = weakref.WeakSet()
-        self._subscribers: dict[tuple[str, str], set[Caller]] = {}
+        self.hearing = Hearing(self)
         self._seal = Seal()
         self._parking = Parking(self._withdraw)
         self._tasks = Tasks()
@@ -123,72 +76,13 @@ class Door:
     def follow(self, policy: PolicyEngine, profiles: Mapping[str, Profile]) -> None:
         """From the next call on these are the rules and the profiles; calls under way end as they began. Callers
         whose profile is another now are told to list anew; one whose profile is gone is allowed nothing any more."""
-        self._policy, self._profiles = policy, profiles
+        self.policy, self._profiles = policy, profiles
         self._surfaces.clear()
-        for caller in list(self._callers):
-            before, caller.profile = caller.profile, self.current(caller.profile)
-            if caller.profile != before:
-                for name in ("prompts", "resources", "tools"):
-                    caller.deliver(f"notifications/{name}/list_changed", b"")
+        self.hearing.profiles_changed()
 
     def current(self, profile: Profile) -> Profile:
         """The profile as it is now; the same one if there is none of its name any more."""
         return self._profiles.get(profile.name, profile)
-
-    def enter(self, caller: Caller) -> None:
-        """From now on the caller hears of changes. Forgotten when the caller is garbage."""
-        caller.profile = self.current(caller.profile)
-        self._callers.add(caller)
-
-    def leave(self, caller: Caller) -> None:
-        """The caller is gone: its subscriptions and its own connections end."""
-        self._callers.discard(caller)
-        for key in [key for key, callers in self._subscribers.items() if caller in callers]:
-            self._unsubscribe_soon(caller, key)
-        lease = caller.lease()
-        if lease is not None and not lease.exclusive:
-            self.pool.release(lease.owner)
-
-    # -- subscriptions -----------------------------------------------------------------------
-
-    async def subscribe(self, caller: Caller, uri: str) -> None:
-        """Let the caller hear of changes of one resource; the server is asked once, however many callers want it.
-
-        Raises:
-            UnknownName: no such resource for this caller.
-            UpstreamError: the server cannot be asked, or refuses.
-        """
-        target = self._readable(caller, uri)
-        callers = self._subscribers.setdefault((target.server, target.item), set())
-        callers.add(caller)
-        try:
-            upstream = await self._connect(caller, target.server)
-            if target.item not in upstream.subscribed:
-                await upstream.subscribe(target.item)
-        except BaseException:
-            callers.discard(caller)
-            raise
-
-    async def unsubscribe(self, caller: Caller, uri: str) -> None:
-        """The reverse of `subscribe`; unknown subscriptions are no error."""
-        target = self._readable(caller, uri)
-        self._unsubscribe_soon(caller, (target.server, target.item))
-
-    def _readable(self, caller: Caller, uri: str) -> Target:
-        target = self.surface(caller).resource(uri)
-        asked = Request(caller.principal, "read", caller.profile.name, target.server, target.item)
-        if not self._policy.decide(asked).allowed:
-            raise errors.UnknownName(f"Resource not found: {uri[:256]}")
-        return target
-
-    def _unsubscribe_soon(self, caller: Caller, key: tuple[str, str]) -> None:
-        callers = self._subscribers.get(key)
-        if callers is None:
-            return
-        callers.discard(caller)
-        if not callers:
-            del self._subscribers[key]
-            self.pool.unsubscribe_soon(*key)
 
     # -- the one function --------------------------------------------------------------------
 
@@ -257,7 +151,7 @@ class Door:
             members.pop("task", None)  # what asked for a task before there was the extension
             if not caller.takes_tasks and target.item in self.pool.servers[target.server].entry.tasks.only:
                 record.outcome = "error"
-                return _needs_tasks()
+                return needs_tasks()
         ticket = _ticket(caller, method, target, record.arguments)
         resume = resume or self._unsealed(members, ticket)
         caller.servers.add(target.server)
@@ -274,7 +168,7 @@ class Door:
             upstream, call = parked.upstream, parked.call
             upstream.resume_timer(call)
         else:
-            upstream = await self._connect(caller, target.server)
+            upstream = await self.connect(caller, target.server)
             if resume is not None and isinstance(resume.continuation, Followed):
                 outcome = await self._follower.resume(
                     upstream, resume.continuation, resume.answers, caller, members, notify, ticket
@@ -293,13 +187,13 @@ class Door:
     def _decide(self, caller: Caller, action: Action, target: Target, arguments: bytes) -> Decision:
         """What policy says, remembered where no rule looks at arguments."""
         principal, profile = caller.principal, caller.profile.name
-        if self._policy.reads_arguments:
+        if self.policy.reads_arguments:
             given = envelope.value(arguments) if arguments else {}
-            return self._policy.decide(Request(principal, action, profile, target.server, target.item, given))
-        key = (self._policy.generation, principal.id, principal.kind, action, profile, target.server, target.item)
+            return self.policy.decide(Request(principal, action, profile, target.server, target.item, given))
+        key = (self.policy.generation, principal.id, principal.kind, action, profile, target.server, target.item)
         decision = self._decisions.get(key)
         if decision is None:
-            decision = self._policy.decide(Request(principal, action, profile, target.server, target.item))
+            decision = self.policy.decide(Request(principal, action, profile, target.server, target.item))
             if len(self._decisions) >= MAX_DECISIONS:
                 self._decisions.clear()
             if len(target.item) <= MAX_ITEM_CHARS:
@@ -311,7 +205,7 @@ class Door:
         view: Surface, target: Target, method: str, outcome: Reply | InputRequired, record: Record, ticket: Ticket
     ) -> Reply | InputRequired:
         if isinstance(outcome, Reply):
-            outcome = _checked(view, target, method, outcome, record, ticket)
+            outcome = checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
             record.outcome = "input_required"
         return outcome
@@ -326,7 +220,7 @@ class Door:
         server = self._meant(caller, method, params, record)
         if server is None:
             raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
-        upstream = await self._connect(caller, server)
+        upstream = await self.connect(caller, server)
         call = await self._begin(upstream, method, envelope.fields(params), caller, None)
         try:
             while not isinstance(item := await call.next(), Reply):
@@ -358,11 +252,11 @@ class Door:
     def _meant(self, caller: Caller, method: str, params: bytes, record: Record) -> str | None:
         """The server a foreign method is meant for, if that is clear and allowed."""
         record.name = method[:256]
-        server = extensions.owner(method, caller.profile.servers, self._listings(caller))
+        server = extensions.owner(method, caller.profile.servers, self.listings(caller))
         if server is None:
             return None
         record.server, record.item, record.arguments = server, method, audit.digest(params)
-        decision = self._policy.decide(Request(caller.principal, "extension", caller.profile.name, server, method))
+        decision = self.policy.decide(Request(caller.principal, "extension", caller.profile.name, server, method))
         record.policies = decision.policy_ids
         if decision.allowed:
             caller.servers.add(server)
@@ -404,7 +298,7 @@ class Door:
         task = self._tasks.find(caller, id)
         server, item = task.target.server, task.target.item
         record.server, record.item = server, item
-        decision = self._policy.decide(Request(caller.principal, "list", caller.profile.name, server, item))
+        decision = self.policy.decide(Request(caller.principal, "list", caller.profile.name, server, item))
         record.policies = decision.policy_ids
         if not decision.allowed:
             raise errors.UnknownName(tasks.NOT_FOUND)
@@ -413,7 +307,7 @@ class Door:
             return task.reply(method, members)
         if not isinstance(task, RelayedTask):
             raise errors.UnknownName(tasks.NOT_FOUND)
-        upstream = await self._connect(caller, server)
+        upstream = await self.connect(caller, server)
         task.pin(upstream)
         reply = await relayed.ask(upstream, task, method, members, caller.facts())
         if reply.result is None:
@@ -518,7 +412,7 @@ class Door:
                 upstream.cancel(call, "the caller withdrew the request")
                 self.pool.free(upstream)
 
-    async def _connect(self, caller: Caller, server: str) -> Upstream:
+    async def connect(self, caller: Caller, server: str) -> Upstream:
         """The shared connection, or the caller's own where a legacy server may ask it questions."""
         return await self.pool.connection(server, self._lease(caller, server))
 
@@ -574,20 +468,20 @@ class Door:
         if isinstance(required.continuation, Parked):
             self._withdraw(required.continuation)
         elif isinstance(required.continuation, Followed):
-            upstream = self.pool.servers[required.ticket.server].upstream
-            if upstream is not None:
-                self._follower.withdraw(upstream, required.continuation.task)
+            server = self.pool.servers.get(required.ticket.server)
+            if server is not None and server.upstream is not None:
+                self._follower.withdraw(server.upstream, required.continuation.task)
 
-    async def _find(self, caller: Caller, route: _Route, members: Fields, record: Record) -> tuple[Surface, Target]:
+    async def _find(self, caller: Caller, route: Route, members: Fields, record: Record) -> tuple[Surface, Target]:
         """Resolve the name; if it belongs to a server that was never asked what it offers, ask that one first."""
         view = self.surface(caller)
         try:
-            return view, _resolve(view, route, members, record)
+            return view, resolve(view, route, members, record)
         except errors.UnknownName:
             if not await self._learn_owner(caller, view, record.name):
                 raise
         view = self.surface(caller)
-        return view, _resolve(view, route, members, record)
+        return view, resolve(view, route, members, record)
 
     async def _learn_owner(self, caller: Caller, view: Surface, name: str) -> bool:
         """Ask the server that a name belongs to what it offers, if it was never asked; False if there is no such."""
@@ -640,14 +534,14 @@ class Door:
         """What this caller sees, rebuilt only when a listing or the policy changed."""
         profile = caller.profile
         principal = caller.principal
-        key = (profile.name, principal.id, principal.kind, self._policy.generation, self.pool.generation)
+        key = (profile.name, principal.id, principal.kind, self.policy.generation, self.pool.generation)
         found = self._surfaces.get(key)
         if found is None:
-            listings = self._listings(caller)
+            listings = self.listings(caller)
 
             def visible(kind: Kind, server: str, item: str) -> bool:
                 action: Action = "list" if kind is TOOLS else "prompt" if kind is PROMPTS else "read"
-                return self._policy.decide(Request(caller.principal, action, profile.name, server, item)).allowed
+                return self.policy.decide(Request(caller.principal, action, profile.name, server, item)).allowed
 
             found = surface.build(profile, listings, visible)
             self._surfaces[key] = found
@@ -657,9 +551,9 @@ class Door:
 
     def extensions(self, caller: Caller) -> Fields:
         """The extensions that this caller can use, with the settings of their servers."""
-        return extensions.offered(self._listings(caller))
+        return extensions.offered(self.listings(caller))
 
-    def _listings(self, caller: Caller) -> dict[str, Listing]:
+    def listings(self, caller: Caller) -> dict[str, Listing]:
         return {id: known for id in caller.profile.servers if (known := self.pool.listing(id)) is not None}
 
     def instructions(self, caller: Caller) -> str:
@@ -670,70 +564,6 @@ class Door:
             if listing is not None and listing.instructions:
                 parts.append(f"[{id}]\n{listing.instructions[:MAX_INSTRUCTIONS_CHARS]}")
         return "\n\n".join(parts)
-
-    # -- what servers say unasked (Events of the pool) ---------------------------------------
-
-    def listing_changed(self, server: str, lists: Collection[str]) -> None:
-        for caller in list(self._callers):
-            if server in caller.profile.servers:
-                for name in sorted(lists):
-                    caller.deliver(f"notifications/{name}/list_changed", b"")
-
-    def server_started(self, server: str, upstream: Upstream) -> None:
-        if not upstream.may_ask:
-            self.pool.resubscribe_soon(upstream, [uri for id, uri in self._subscribers if id == server])
-
-    def server_notified(self, upstream: Upstream, method: str, params: bytes) -> None:
-        if method == LOG:
-            self._log_message(upstream.server, params)
-        elif method == UPDATED:
-            self._resource_updated(upstream.server, params)
-        elif methods.is_foreign_notification(method):
-            self._foreign_notification(upstream.server, method, params)
-
-    def _resource_updated(self, server: str, params: bytes) -> None:
-        try:
-            members = envelope.fields(params)
-            uri = envelope.text(members.get("uri", envelope.ABSENT), "uri")
-        except WireError:
-            return
-        members.pop("_meta", None)
-        for caller in list(self._subscribers.get((server, uri), ())):
-            plain = self.surface(caller).single is not None
-            members["uri"] = envelope.raw(uri if plain else names.wrap_uri(server, uri))
-            caller.deliver(UPDATED, envelope.encode(members))
-
-    def _log_message(self, server: str, params: bytes) -> None:
-        for caller in self._hearers(server):
-            if wants_log(caller, params):
-                caller.deliver(LOG, params)
-
-    def _foreign_notification(self, server: str, method: str, params: bytes) -> None:
-        """To those who could send one like it to this very server."""
-        for caller in self._hearers(server):
-            if extensions.owner(method, caller.profile.servers, self._listings(caller)) == server:
-                caller.deliver(method, params)
-
-    def _hearers(self, server: str) -> Collection[Caller]:
-        """Those who called the server, unless callers of several principals did: what a server says unasked cannot be
-        tied to the call that caused it, and must not show one principal what another does."""
-        hearers = [caller for caller in self._callers if server in caller.servers]
-        return hearers if len({caller.principal for caller in hearers}) == 1 else []
-
-    def set_log_level(self, caller: Caller, level: str) -> None:
-        """Set what one caller wants to hear; servers are told the most talkative level anybody asked for."""
-        caller.log_level = level
-        wanted = [other.log_level for other in self._callers if other.log_level]
-        self.pool.set_log_level(min(wanted, key=_severity, default=level))
-
-
-def wants_log(caller: Caller, params: bytes) -> bool:
-    """Whether a log message is severe enough for what the caller asked to hear; nothing asked is nothing heard."""
-    try:
-        level = envelope.text(envelope.fields(params).get("level", Raw(b'"info"')), "level")
-    except WireError:
-        return False
-    return bool(caller.log_level) and _severity(level) >= _severity(caller.log_level)
 
 
 def _record(caller: Caller, method: str) -> Record:
@@ -748,85 +578,5 @@ def _record(caller: Caller, method: str) -> Record:
     )
 
 
-def _needs_tasks() -> Reply:
-    """The refusal of a call that only clients with tasks may make."""
-    error = {"code": envelope.MISSING_CAPABILITY, "message": "this tool is only for clients that take tasks"}
-    return Reply(None, envelope.encode({**error, "data": tasks.MISSING}))
-
-
 def _ticket(caller: Caller, method: str, target: Target, arguments: str) -> Ticket:
     return Ticket(caller.principal.id, caller.profile.name, method, target.item, arguments, 0.0, target.server)
-
-
-def _severity(level: str) -> int:
-    return LOG_LEVELS.index(level) if level in LOG_LEVELS else 0
-
-
-def _resolve(view: Surface, route: _Route, members: Fields, record: Record) -> Target:
-    """Find the item and put its server's own name for it into `members`."""
-    if route.action == "complete":
-        return _resolve_reference(view, members, record)
-    name = envelope.text(members.get(route.kind.key, envelope.ABSENT), route.kind.key)
-    record.name = name[:256]
-    if route.kind is RESOURCES:
-        target = view.resource(name)
-    else:
-        table = view.tools if route.kind is TOOLS else view.prompts
-        found = table.get(name)
-        if found is None:
-            raise errors.UnknownName(f"Unknown {route.kind.member[:-1]}: {name[:256]}")
-        target = found
-    members[route.kind.key] = envelope.raw(target.item)
-    return target
-
-
-def _checked(
-    view: Surface, target: Target, method: str, reply: Reply, record: Record, ticket: Ticket
-) -> Reply | InputRequired:
-    """What a result must pass before the caller sees it; guards on content have their place here."""
-    if reply.result is None:
-        record.outcome = "error"
-        return Reply(None, surface.rewrite_error(view, target.server, method, reply.error or b"{}"))
-    if b'"input_required"' in reply.result:
-        members = envelope.fields(reply.result)
-        if bytes(members.get("resultType", b"")) == b'"input_required"':
-            requests = envelope.fields(members.get("inputRequests", Raw(b"{}")))
-            return InputRequired(requests, Retry(members.get("requestState")), ticket)
-    if MARK in reply.result:
-        record.detail = "secret hidden"
-    record.outcome = "tool_error" if _IS_ERROR.search(reply.result) else "ok"
-    return Reply(surface.rewrite_uris(view, target.server, method, reply.result), None)
-
-
-def denied(route: _Route, reason: str) -> Reply:
-    """A visible item that policy refuses: for a tool an error the model can read, else a protocol error."""
-    if route.action == "call":
-        return tool_error(f"Denied by policy: {reason}.")
-    return Reply(None, envelope.encode({"code": envelope.INVALID_PARAMS, "message": f"Denied by policy: {reason}."}))
-
-
-def tool_error(text: str) -> Reply:
-    """A tool result that tells the model what went wrong (MCP server/tools, "Error Handling")."""
-    return Reply(envelope.encode({"content": [{"type": "text", "text": text}], "isError": True}), None)
-
-
-def _resolve_reference(view: Surface, members: Fields, record: Record) -> Target:
-    """completion/complete names a prompt or a resource template inside `ref`."""
-    reference = envelope.fields(members.get("ref", envelope.ABSENT))
-    kind = bytes(reference.get("type", b""))
-    if kind == b'"ref/prompt"':
-        name = envelope.text(reference.get("name", envelope.ABSENT), "ref.name")
-        found = view.prompts.get(name)
-        key = "name"
-    elif kind == b'"ref/resource"':
-        name = envelope.text(reference.get("uri", envelope.ABSENT), "ref.uri")
-        found = view.templates.get(name) or view.resources.get(name)
-        key = "uri"
-    else:
-        raise WireError(envelope.INVALID_PARAMS, "ref.type must be ref/prompt or ref/resource")
-    record.name = name[:256]
-    if found is None:
-        raise errors.UnknownName(f"Unknown reference: {name[:256]}")
-    reference[key] = envelope.raw(found.item)
-    members["ref"] = envelope.raw(reference)
-    return found

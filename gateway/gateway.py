@@ -101,7 +101,7 @@ class Gateway:
                 self.runtime_for,
                 ListingStore(state / "listings"),
                 tasks,
-                self.door,
+                self.door.hearing,
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)

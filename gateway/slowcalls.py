@@ -22,7 +22,8 @@ from gateway.wire import envelope
 from gateway.wire.envelope import Fields, WireError
 
 if TYPE_CHECKING:
-    from gateway.door import Caller, Door
+    from gateway.caller import Caller
+    from gateway.door import Door
     from gateway.surface import Target
 
 _log: Final = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class SlowCall(Task):
                 if isinstance(outcome, Reply) or not self.handed_out:
                     break
                 resume = await self._ask(door, outcome)
+                self.caller.profile = door.current(self.caller.profile)
                 outcome = await door.call(self.caller, "tools/call", self._later_params(), self._notify, resume)
             if self.handed_out and isinstance(outcome, InputRequired):
                 door.give_up(outcome)

@@ -18,7 +18,7 @@ from gateway.wire import envelope
 from gateway.wire.envelope import Fields, WireError
 
 if TYPE_CHECKING:
-    from gateway.door import Caller
+    from gateway.caller import Caller
     from gateway.surface import Target
 
 EXTENSION: Final = "io.modelcontextprotocol/tasks"

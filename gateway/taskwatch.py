@@ -18,7 +18,8 @@ from gateway.wire import envelope
 from gateway.wire.envelope import WireError
 
 if TYPE_CHECKING:
-    from gateway.door import Caller, Door
+    from gateway.caller import Caller
+    from gateway.door import Door
 
 _log: Final = logging.getLogger(__name__)
 

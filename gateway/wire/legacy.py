@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import __version__, bridge, door, errors, tasks
+from gateway import __version__, bridge, errors, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired, Resume
-from gateway.door import LISTS, ROUTES, Caller, Door
+from gateway.caller import Caller, wants_log
+from gateway.door import Door
 from gateway.pool import Lease
+from gateway.routes import LISTS, ROUTES, tool_error
 from gateway.upstream import LOG, CallerFacts, Notice, Reply
 from gateway.wire import envelope, methods, revisions
 from gateway.wire.envelope import Envelope, WireError
@@ -134,7 +136,7 @@ class LegacySession(Caller):
 
     async def _call(self, method: str, params: bytes, send: Send) -> Reply:
         async def notify(notice: Notice) -> None:
-            if notice.method != LOG or door.wants_log(self, notice.params):
+            if notice.method != LOG or wants_log(self, notice.params):
                 await send(envelope.notification(notice.method, notice.params))
 
         try:
@@ -151,7 +153,7 @@ class LegacySession(Caller):
         except errors.UpstreamError as exc:
             text = f"{exc}. {exc.retry}"
             if method == "tools/call":
-                return door.tool_error(text)
+                return tool_error(text)
             return Reply(None, envelope.encode({"code": envelope.INTERNAL_ERROR, "message": text}))
 
     async def _ask(self, required: InputRequired, send: Send) -> Resume:
@@ -193,9 +195,9 @@ class LegacySession(Caller):
     async def _subscription(self, method: str, params: Raw) -> bytes:
         uri = envelope.text(envelope.fields(params).get("uri", envelope.ABSENT), "uri")
         if method == "resources/subscribe":
-            await self._door.subscribe(self, uri)
+            await self._door.hearing.subscribe(self, uri)
         else:
-            await self._door.unsubscribe(self, uri)
+            await self._door.hearing.unsubscribe(self, uri)
         return b"{}"
 
     def _other(self, method: str, params: Raw) -> bytes:
@@ -208,7 +210,7 @@ class LegacySession(Caller):
                 level = envelope.text(envelope.fields(params).get("level", envelope.ABSENT), "level")
                 if level not in LOG_LEVELS:
                     raise WireError(envelope.INVALID_PARAMS, f"level must be one of {', '.join(LOG_LEVELS)}")
-                self._door.set_log_level(self, level)
+                self._door.hearing.set_log_level(self, level)
                 return b"{}"
             case _:
                 raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
@@ -225,7 +227,7 @@ class LegacySession(Caller):
         self.revision = wanted.protocolVersion if wanted.protocolVersion in REVISIONS else REVISIONS[0]
         self.capabilities = wanted.capabilities
         self._told = envelope.raw(tasks.with_extension(self.capabilities))
-        self._door.enter(self)
+        self._door.hearing.enter(self)
         capabilities: dict[str, object] = {
             "tools": {"listChanged": True},
             "prompts": {"listChanged": True},
@@ -282,7 +284,7 @@ class LegacySession(Caller):
 
     def close(self) -> None:
         """Withdraw what is open and hear of nothing more."""
-        self._door.leave(self)
+        self._door.hearing.leave(self)
         for id, task in self._in_flight.items():
             self._cancelled.add(id)
             task.cancel()

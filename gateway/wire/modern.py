@@ -15,11 +15,14 @@ from typing import Any, Final, NamedTuple
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import __version__, bridge, door, errors, tasks
+from gateway import __version__, bridge, errors, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired
-from gateway.door import LISTS, ROUTES, Caller, Door
+from gateway.caller import Caller, wants_log
+from gateway.door import Door
+from gateway.hearing import UPDATED
 from gateway.pool import ALL_CAPABILITIES, Lease
+from gateway.routes import LISTS, ROUTES, tool_error
 from gateway.taskwatch import TaskWatch
 from gateway.upstream import LOG, Notice
 from gateway.wire import envelope, headers, meta, methods, revisions
@@ -191,7 +194,7 @@ class ModernEra:
 
     async def _call(self, caller: ModernCaller, method: str, params: bytes, send: Send) -> bytes:
         async def notify(notice: Notice) -> None:
-            if notice.method != LOG or door.wants_log(caller, notice.params):
+            if notice.method != LOG or wants_log(caller, notice.params):
                 await send(envelope.notification(notice.method, notice.params))
 
         try:
@@ -200,7 +203,7 @@ class ModernEra:
         except errors.UpstreamError as exc:
             if method != "tools/call":
                 raise
-            outcome = door.tool_error(f"{exc}. {exc.retry}")
+            outcome = tool_error(f"{exc}. {exc.retry}")
         if isinstance(outcome, InputRequired):
             return self._input_required(outcome)
         if outcome.result is None:
@@ -253,13 +256,13 @@ class ModernEra:
             raise Rejected(envelope.INVALID_PARAMS, f"taskIds holds at most {MAX_WATCHED} ids")
         listener = _Listener(caller, id, frozenset(_FLAGS[flag] for flag in honoured))
         self._listeners.add(listener)
-        self._door.enter(listener)
+        self._door.hearing.enter(listener)
         watch = TaskWatch(self._door, listener)
         try:
             watched = []
             for uri in uris:
                 try:
-                    await self._door.subscribe(listener, uri)
+                    await self._door.hearing.subscribe(listener, uri)
                     watched.append(uri)
                 except (errors.UnknownName, errors.UpstreamError) as exc:
                     _log.info("not watching a resource: %s", exc)
@@ -272,7 +275,7 @@ class ModernEra:
                 await send(message)
         finally:
             self._listeners.discard(listener)
-            self._door.leave(listener)
+            self._door.hearing.leave(listener)
             await watch.aclose()
         return _complete(b"{}", ttl_ms=None, meta={revisions.SUBSCRIPTION_ID: Raw(id)})
 
@@ -291,7 +294,7 @@ class _Listener(ModernCaller):
         self._ended = False
 
     def deliver(self, method: str, params: bytes) -> None:
-        if method not in self._methods and method not in (door.UPDATED, tasks.CHANGED):
+        if method not in self._methods and method not in (UPDATED, tasks.CHANGED):
             return
         if len(self._events) >= MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
             # A client that does not read is told so by the end of its stream; it asks again and lists again.

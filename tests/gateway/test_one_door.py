@@ -14,7 +14,7 @@ import pytest
 
 from gateway import tasks
 from gateway.client import gateway_client
-from gateway.door import LISTS, ROUTES
+from gateway.routes import LISTS, ROUTES
 from gateway.upstream import Upstream
 from tests.gateway import taskclient
 from tests.gateway.callers import ACCEPT, JSON, message
@@ -26,7 +26,7 @@ GATEWAY = Path(__file__).parents[2] / "gateway"
 HOLDERS = {
     # Handing out and taking back connections to servers.
     "connection": {
-        ("door.py", "_connect"): "the door itself",
+        ("door.py", "connect"): "the door itself",
         ("admin.py", "_start"): "an operator starts a server; nothing of a client's is sent",
         ("commands/check.py", "_work"): "the same from the command line, in a gateway of its own",
     },
@@ -160,7 +160,7 @@ async def test_every_request_of_a_client_that_reaches_a_server_came_through_the_
     own = {"initialize", "server/discover", "logging/setLevel", "subscriptions/listen", *LISTS}
     for method, frames in others:
         if method in ("resources/subscribe", "resources/unsubscribe"):
-            assert "door.py:subscribe" in frames
+            assert "hearing.py:subscribe" in frames
         else:
             assert method in own, method
             assert not any(frame.startswith(("legacy.py", "modern.py", "http.py")) for frame in frames), (

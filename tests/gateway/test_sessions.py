@@ -303,7 +303,7 @@ async def test_opening_sessions_without_end_keeps_memory_flat(tmp_path: Path, mo
                 group.create_task(one())
         assert seen == {200, 429}
         assert len(place.service.endpoint.sessions) == 50
-        callers = len(place.gateway.door._callers)
+        callers = len(place.gateway.door.hearing._callers)
         assert callers == 50
 
 

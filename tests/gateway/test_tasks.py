@@ -9,7 +9,7 @@ import pytest
 
 from catalog import Profile
 from gateway import tasks
-from gateway.door import Caller
+from gateway.caller import Caller
 from gateway.surface import Target
 from gateway.tasks import Task, Tasks
 from policies import AllowList, Principal
@@ -290,7 +290,7 @@ async def test_a_task_belongs_to_its_profile_and_to_tools_that_may_be_seen(tmp_p
             refusal = await place.http.request("POST", "/mcp", body, wrong)
             assert refusal.status == 400
             assert refusal.messages()[0]["error"]["code"] == -32020
-        place.gateway.door._policy = AllowList({"all": {"a": frozenset({"pid"})}})
+        place.gateway.door.policy = AllowList({"all": {"a": frozenset({"pid"})}})
         for method in tasks.METHODS:
             assert await error(place, method, {"taskId": id, "inputResponses": {}}) == strangers[0]
 

@@ -1,0 +1,149 @@
+"""What servers say unasked, and who hears it: changed lists, updated resources, log messages, news of extensions.
+
+Knows who subscribed to what; asks the door what a caller may see."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
+
+from gateway import errors, extensions, names
+from gateway.caller import Caller, severity, wants_log
+from gateway.surface import Target
+from gateway.upstream import LOG, Upstream
+from gateway.wire import envelope, methods
+from gateway.wire.envelope import WireError
+from policies import Request
+
+if TYPE_CHECKING:
+    from gateway.door import Door
+
+UPDATED: Final = "notifications/resources/updated"
+
+
+class Hearing:
+    """Everybody who can be told something. The events of the pool arrive here."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._callers: weakref.WeakSet[Caller] = weakref.WeakSet()
+        self._subscribers: dict[tuple[str, str], set[Caller]] = {}
+
+    def enter(self, caller: Caller) -> None:
+        """From now on the caller hears of changes. Forgotten when the caller is garbage."""
+        caller.profile = self._door.current(caller.profile)
+        self._callers.add(caller)
+
+    def profiles_changed(self) -> None:
+        """Callers whose profile is another now are told to list anew."""
+        for caller in list(self._callers):
+            before, caller.profile = caller.profile, self._door.current(caller.profile)
+            if caller.profile != before:
+                for name in ("prompts", "resources", "tools"):
+                    caller.deliver(f"notifications/{name}/list_changed", b"")
+
+    def leave(self, caller: Caller) -> None:
+        """The caller is gone: its subscriptions and its own connections end."""
+        self._callers.discard(caller)
+        for key in [key for key, callers in self._subscribers.items() if caller in callers]:
+            self._unsubscribe_soon(caller, key)
+        lease = caller.lease()
+        if lease is not None and not lease.exclusive:
+            self._door.pool.release(lease.owner)
+
+    # -- subscriptions -----------------------------------------------------------------------
+
+    async def subscribe(self, caller: Caller, uri: str) -> None:
+        """Let the caller hear of changes of one resource; the server is asked once, however many callers want it.
+
+        Raises:
+            UnknownName: no such resource for this caller.
+            UpstreamError: the server cannot be asked, or refuses.
+        """
+        target = self._readable(caller, uri)
+        callers = self._subscribers.setdefault((target.server, target.item), set())
+        callers.add(caller)
+        try:
+            upstream = await self._door.connect(caller, target.server)
+            if target.item not in upstream.subscribed:
+                await upstream.subscribe(target.item)
+        except BaseException:
+            callers.discard(caller)
+            raise
+
+    async def unsubscribe(self, caller: Caller, uri: str) -> None:
+        """The reverse of `subscribe`; unknown subscriptions are no error."""
+        target = self._readable(caller, uri)
+        self._unsubscribe_soon(caller, (target.server, target.item))
+
+    def _readable(self, caller: Caller, uri: str) -> Target:
+        target = self._door.surface(caller).resource(uri)
+        asked = Request(caller.principal, "read", caller.profile.name, target.server, target.item)
+        if not self._door.policy.decide(asked).allowed:
+            raise errors.UnknownName(f"Resource not found: {uri[:256]}")
+        return target
+
+    def _unsubscribe_soon(self, caller: Caller, key: tuple[str, str]) -> None:
+        callers = self._subscribers.get(key)
+        if callers is None:
+            return
+        callers.discard(caller)
+        if not callers:
+            del self._subscribers[key]
+            self._door.pool.unsubscribe_soon(*key)
+
+    # -- what servers say unasked (Events of the pool) ---------------------------------------
+
+    def listing_changed(self, server: str, lists: Collection[str]) -> None:
+        for caller in list(self._callers):
+            if server in caller.profile.servers:
+                for name in sorted(lists):
+                    caller.deliver(f"notifications/{name}/list_changed", b"")
+
+    def server_started(self, server: str, upstream: Upstream) -> None:
+        if not upstream.may_ask:
+            self._door.pool.resubscribe_soon(upstream, [uri for id, uri in self._subscribers if id == server])
+
+    def server_notified(self, upstream: Upstream, method: str, params: bytes) -> None:
+        if method == LOG:
+            self._log_message(upstream.server, params)
+        elif method == UPDATED:
+            self._resource_updated(upstream.server, params)
+        elif methods.is_foreign_notification(method):
+            self._foreign_notification(upstream.server, method, params)
+
+    def _resource_updated(self, server: str, params: bytes) -> None:
+        try:
+            members = envelope.fields(params)
+            uri = envelope.text(members.get("uri", envelope.ABSENT), "uri")
+        except WireError:
+            return
+        members.pop("_meta", None)
+        for caller in list(self._subscribers.get((server, uri), ())):
+            plain = self._door.surface(caller).single is not None
+            members["uri"] = envelope.raw(uri if plain else names.wrap_uri(server, uri))
+            caller.deliver(UPDATED, envelope.encode(members))
+
+    def _log_message(self, server: str, params: bytes) -> None:
+        for caller in self._hearers(server):
+            if wants_log(caller, params):
+                caller.deliver(LOG, params)
+
+    def _foreign_notification(self, server: str, method: str, params: bytes) -> None:
+        """To those who could send one like it to this very server."""
+        for caller in self._hearers(server):
+            if extensions.owner(method, caller.profile.servers, self._door.listings(caller)) == server:
+                caller.deliver(method, params)
+
+    def _hearers(self, server: str) -> Collection[Caller]:
+        """Those who called the server, unless callers of several principals did: what a server says unasked cannot be
+        tied to the call that caused it, and must not show one principal what another does."""
+        hearers = [caller for caller in self._callers if server in caller.servers]
+        return hearers if len({caller.principal for caller in hearers}) == 1 else []
+
+    def set_log_level(self, caller: Caller, level: str) -> None:
+        """Set what one caller wants to hear; servers are told the most talkative level anybody asked for."""
+        caller.log_level = level
+        wanted = [other.log_level for other in self._callers if other.log_level]
+        self._door.pool.set_log_level(min(wanted, key=severity, default=level))
