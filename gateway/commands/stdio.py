@@ -22,6 +22,6 @@ async def _work(profile: str | None) -> None:
         with socket_path(wanted.state_dir) as socket:
             await pipe_stdio(socket, profile or "")
         return
-    async with Gateway(wanted) as gateway, stdio_ends() as (stdin, stdout):
+    async with Gateway(wanted) as gateway, stdio_ends() as ends:
         chosen = gateway.catalog.profile(profile or wanted.profile)
-        await serve_lines(LineStreams(stdin, stdout), gateway.door, ModernEra(gateway.door), chosen)
+        await serve_lines(LineStreams(ends), gateway.door, ModernEra(gateway.door), chosen)

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from catalog import CatalogError, Profile
 from gateway.door import Door
 from gateway.wire import envelope, revisions
 from gateway.wire.channel import LineSplitter, LineTooLong
 from gateway.wire.envelope import Envelope, WireError
-from gateway.wire.legacy import LegacySession
+from gateway.wire.legacy import MAX_IN_FLIGHT, LegacySession
 from gateway.wire.modern import ModernEra
 from gateway.wire.revisions import Era
 from policies import Principal
@@ -28,12 +28,19 @@ FLUSH_TIMEOUT_S: Final = 5.0
 """For a client that reads its last answers after it closed our input."""
 
 
+class Ends(NamedTuple):
+    """Both ends of a byte stream; `drain` waits until the output has room."""
+
+    reader: asyncio.StreamReader
+    output: asyncio.WriteTransport
+    drain: Callable[[], Awaitable[None]]
+
+
 class LineStreams:
     """Both directions of a byte stream as messages."""
 
-    def __init__(self, reader: asyncio.StreamReader, output: asyncio.WriteTransport) -> None:
-        self._reader = reader
-        self._output = output
+    def __init__(self, ends: Ends) -> None:
+        self._reader, self._output, self._drain = ends
 
     def write(self, message: bytes) -> None:
         if self._output.get_write_buffer_size() > MAX_UNSENT_BYTES:
@@ -41,36 +48,55 @@ class LineStreams:
         if not self._output.is_closing():
             self._output.write(envelope.one_line(message) + b"\n")
 
+    async def send(self, message: bytes) -> None:
+        """The same for what may come in any number: waits for a client that does not read."""
+        self.write(message)
+        await self._drain()
+
     async def messages(self) -> AsyncIterator[bytes]:
-        """Each message until the input ends; an endless one ends the stream with an error to the client."""
+        """Each message until the input ends; an endless one ends the stream with an error to the client. A client that
+        does not read its answers is not listened to."""
         splitter = LineSplitter()
         try:
             while data := await self._reader.read(READ_BYTES):
                 for line in splitter.feed(data):
                     yield line
+                    await self._drain()
         except LineTooLong:
             self.write(envelope.error(b"null", envelope.PARSE_ERROR, "a message is over the size limit"))
 
 
 class _Output(asyncio.Protocol):
-    """Knows when everything is written and the pipe closed."""
+    """Knows when there is room, and when everything is written and the pipe closed."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()
+        self._room.set()
+
+    async def drain(self) -> None:
+        await self._room.wait()
 
 
 @asynccontextmanager
-async def stdio_ends() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.WriteTransport]]:
+async def stdio_ends() -> AsyncIterator[Ends]:
     """Take over stdin and stdout."""
     loop = asyncio.get_running_loop()
     output, written = await loop.connect_write_pipe(_Output, sys.stdout.buffer)
     reader = asyncio.StreamReader()
     source, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     try:
-        yield reader, output
+        yield Ends(reader, output, written.drain)
     finally:
         source.close()
         output.close()
@@ -90,16 +116,14 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
     tasks: dict[bytes, asyncio.Task[None]] = {}
     era: Era | None = None
 
-    async def send(message: bytes) -> None:
-        streams.write(message)
-
     async def answer_legacy(incoming: Envelope) -> None:
-        reply = await session.message(incoming, send)
+        reply = await session.message(incoming, streams.send)
         if reply is not None:
             streams.write(reply)
 
     async def answer_modern(incoming: Envelope) -> None:
-        streams.write((await modern.request(incoming, principal, door.current(profile), None, send)).message)
+        answer = await modern.request(incoming, principal, door.current(profile), None, streams.send)
+        streams.write(answer.message)
 
     def start(key: bytes, work: Coroutine[None, None, None]) -> None:
         task = tasks[key] = asyncio.get_running_loop().create_task(work)
@@ -119,7 +143,15 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
             if era != "modern":
                 start(b"#%d" % count, answer_legacy(incoming))
             elif incoming.kind == "request":
-                start(bytes(incoming.id), answer_modern(incoming))
+                id = bytes(incoming.id)
+                if id in tasks:
+                    text = "a request with this id is still open"
+                    streams.write(envelope.error(id, envelope.INVALID_REQUEST, text))
+                elif len(tasks) >= MAX_IN_FLIGHT:
+                    text = f"{MAX_IN_FLIGHT} requests are already open"
+                    streams.write(envelope.error(id, envelope.INTERNAL_ERROR, text))
+                else:
+                    start(id, answer_modern(incoming))
             elif incoming.method == "notifications/cancelled":
                 # A cancelled modern request gets no answer (MCP 2026-07-28, basic/utilities/cancellation).
                 task = tasks.get(bytes(envelope.fields(incoming.params).get("requestId", envelope.ABSENT)))
@@ -149,26 +181,26 @@ async def serve_socket(
 ) -> None:
     """One connection to the gateway's own socket: its first line names a profile, the rest is stdio."""
     try:
-        name = (await reader.readline()).decode("utf-8", "replace").strip()
         try:
-            profile = profile_named(name)
-        except CatalogError as exc:
+            profile = profile_named((await reader.readline()).decode("utf-8", "replace").strip())
+        except (CatalogError, ValueError) as exc:  # no such profile, or a first line without end
             writer.write(envelope.error(b"null", envelope.INVALID_PARAMS, str(exc)) + b"\n")
             return
-        await serve_lines(LineStreams(reader, writer.transport), door, modern, profile)
+        await serve_lines(LineStreams(Ends(reader, writer.transport, writer.drain)), door, modern, profile)
     finally:
         writer.close()
 
 
 async def pipe_stdio(socket: Path, profile: str) -> None:
     """Join this process's stdio to the socket of a running gateway, byte for byte, until either ends."""
-    async with stdio_ends() as (stdin, stdout):
+    async with stdio_ends() as (stdin, stdout, drain):
         reader, writer = await asyncio.open_unix_connection(str(socket))
         try:
             writer.write(profile.encode() + b"\n")
             upward = asyncio.get_running_loop().create_task(_pump(stdin, writer))
             while data := await reader.read(READ_BYTES):
                 stdout.write(data)
+                await drain()
             upward.cancel()
             await asyncio.gather(upward, return_exceptions=True)
         finally:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,6 +152,39 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(tmp_path: Path)
                 await until(lambda: n_connections(place) == 0, "it is cut off")
         await until(lambda: place.service.endpoint.places.taken == 0, "nothing is under way")
         assert await session.call("a__echo") == "{}"
+
+
+@pytest.mark.sec("SEC-020")
+async def test_a_flood_for_a_client_that_does_not_read_stays_within_bounds_until_it_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, {"a": ["hostile", "floods_progress"]}) as place:
+        session = await place.session()
+        await session.tools()
+        call = {"name": "a__poke", "arguments": {}, "_meta": {"progressToken": 1}}
+        upstream = await place.gateway.pool.connection("a")
+        modern_body, modern_headers = request("tools/call", {"name": "a__poke", "arguments": {}}, token=1)
+        before = resident_bytes()
+        for given, sent in (
+            (modern_headers, modern_body),
+            (session.headers(JSON, ACCEPT), message("tools/call", call, 1)),
+        ):
+            async with connected(place) as socket:
+                socket.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                socket.writer.write(place.http.head("POST", "/mcp", given, len(sent)) + sent)
+                await until(lambda: upstream.in_flight == 1, "the flood has begun")
+                await until(lambda: upstream.in_flight == 0, "the flood is over")
+                assert resident_bytes() - before < 32 * 1024 * 1024
+                assert place.service.endpoint.places.taken == 1
+                with monkeypatch.context() as patch:
+                    patch.setattr(patience, "SWEEP_S", 0.02)
+                    patch.setattr(patience, "WRITE_STALL_S", SHORT_S)
+                    await until(lambda: place.service.endpoint.places.taken == 0, "the client is cut off")
+        assert [record["outcome"] for record in place.audit()] == ["cancelled", "ok"]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.sec("SEC-018")

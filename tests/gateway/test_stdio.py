@@ -15,6 +15,7 @@ import pytest
 
 from tests.gateway.running import running
 from tests.servers import DEADLINE_S, until, write_catalog
+from tests.servers.carrier import carried
 from tests.servers.remote import RemoteServer, remote
 
 pytestmark = pytest.mark.anyio
@@ -224,6 +225,44 @@ async def test_a_stateless_client_is_served_too(tmp_path: Path) -> None:
         assert json.loads(answer["content"][0]["text"]) == {"x": 1}
         assert answer["resultType"] == "complete"
         assert await program.end() == 0
+
+
+@pytest.mark.sec("SEC-013")
+async def test_an_id_that_is_still_open_is_refused_and_its_first_request_goes_on(tmp_path: Path) -> None:
+    async with alone(tmp_path) as (program, server):
+        program.send("server/discover", {"_meta": META}, 0)
+        await program.answer(0)
+        held = {"name": "far__hold", "arguments": {"key": "k"}, "_meta": META}
+        program.send("tools/call", held, 1)
+        await until(lambda: server.behaviour.held, "the call is on its way")
+        for _ in range(2):
+            program.send("tools/call", {"name": "far__echo", "arguments": {}, "_meta": META}, 1)
+            assert (await program.answer(1))["error"]["code"] == -32600
+        program.send("tools/call", {"name": "far__release", "arguments": {"key": "k"}, "_meta": META}, 2)
+        answers = [await program.next() for _ in range(2)]
+        texts = {answer["id"]: answer["result"]["content"][0]["text"] for answer in answers}
+        assert texts == {1: "k", 2: "released"}
+
+
+@pytest.mark.sec("SEC-020")
+async def test_a_client_that_does_not_read_costs_no_memory_and_gets_its_answer_later(tmp_path: Path) -> None:
+    async with carried("hostile", "floods_progress", "60000") as carrier:
+        write_catalog(tmp_path / "catalog.yaml", {"far": {"remote": {"url": carrier.url}}})
+        async with started(tmp_path) as program:
+            await program.hello()
+            program.send("tools/list", {}, 1)
+            await program.answer(1)
+            before = resident_bytes(program.process.pid)
+            meta = {"progressToken": 1}
+            program.send("tools/call", {"name": "far__poke", "arguments": {}, "_meta": meta}, 2)
+            await until(lambda: carrier.n_lines > 60_000, "everything was sent")
+            assert resident_bytes(program.process.pid) - before < 32 * 1024 * 1024
+            assert (await program.answer(2))["result"]["content"][0]["text"] == "poked"
+            assert 0 < len(program.heard) < 60_000
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # -- with a gateway running ----------------------------------------------------------------------

@@ -26,6 +26,8 @@ class Carrier:
     def __init__(self, command: tuple[str, ...], *, old: bool) -> None:
         self.url = ""
         self.starts = 0
+        self.n_lines = 0
+        """Passed on so far."""
         self._command = command
         self._old = old
         self._process: asyncio.subprocess.Process | None = None
@@ -71,6 +73,10 @@ class Carrier:
             if len(tail) > PIECE_BYTES:
                 self._write(b"", (b"" if begun else b"data: ") + tail)
                 tail, begun = b"", True
+            self.n_lines += len(lines)
+            with suppress(ConnectionError):
+                for writer in list(self._streams.values()):
+                    await writer.drain()
         if tail:
             self._write(b"", (b"" if begun else b"data: ") + tail)
         for writer in self._streams.values():
