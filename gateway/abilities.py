@@ -28,12 +28,17 @@ def lacking(entry: Entry) -> Iterator[str]:
         yield f"is not configured: {asked}; copy the entry into a catalog of your own and write the values there"
     if entry.remote is not None and any(secret.required for secret in entry.secrets) and not _runs_here(entry):
         yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
-    if entry.oauth is not None:
+    if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
     if entry.transport != "stdio":
         yield f"speaks {entry.transport} from inside its container, which this gateway does not do yet"
     if entry.per_call:
         yield "runs one container for each call, which this gateway does not do yet"
+
+
+def _has_its_token(entry: Entry) -> bool:
+    """Whether a token made by hand, which is a secret like any other, stands in for the sign-in."""
+    return entry.oauth is not None and entry.oauth.secret in [secret.name for secret in entry.secrets]
 
 
 def _runs_here(entry: Entry) -> bool:

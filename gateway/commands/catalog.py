@@ -15,12 +15,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from catalog import Catalog, CatalogError, Changed, Entry, difference, load_catalog
+from catalog import Catalog, CatalogError, Changed, Entry, Profile, difference, load_catalog
 from catalog.jsonschema import schema_text
+from catalog.writing import write_catalog
 from gateway.abilities import lacking
 from gateway.catalogs import catalog_file, open_catalog
 from gateway.commands.asking import ask_gateway
 from gateway.commands.running import AsJson, err, out, print_json, settings
+from gateway.errors import SettingsError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -167,6 +169,32 @@ def _needs(entry: Entry) -> list[str]:
     if any(setting.required for setting in entry.config) or entry.config_any_of:
         needs.append("settings")
     return needs
+
+
+@app.command("pick")
+def pick(
+    ids: Annotated[list[str], typer.Argument(help="The entries to take.", autocompletion=_ids)],
+    profile: Annotated[str, typer.Option("--profile", help="The profile that names them.")] = "starter",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this new file.")] = None,
+) -> None:
+    """Make a catalogue of your own from entries of the one in use, with a profile that names them all."""
+    catalog = open_catalog(settings())
+    entries = [catalog.entry(id) for id in dict.fromkeys(ids)]
+    named = Profile.model_validate(
+        {"name": profile, "title": profile.capitalize(), "servers": [entry.id for entry in entries]}
+    )
+    text = write_catalog(entries, [named])
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        with output.open("x") as file:
+            file.write(text)
+    except FileExistsError as exc:
+        raise SettingsError(f"{output} exists; name a new file") from exc
+    typer.echo(
+        f"{output}: {len(entries)} entries; use it: LOCKGATE_CATALOG={output} lockgate serve --profile {profile}"
+    )
 
 
 @app.command("stats")

@@ -19,10 +19,7 @@ def test_plain_entry_lacks_nothing() -> None:
     ("more", "words"),
     [
         ({"config": [{"name": "url", "required": True}]}, "is not configured: the setting url is missing"),
-        ({"secrets": [{"name": "box.key", "env": "KEY"}]}, "needs the secret box.key"),
         ({"oauth": {"provider": "boxes"}}, "needs a sign-in at boxes"),
-        ({"mounts": [{"source": "/srv/box", "target": "/data"}]}, "wants folders of this machine"),
-        ({"network": "internet", "hosts": ["box.example:443"]}, "may reach certain hosts only"),
         ({"transport": "http", "port": 80}, "speaks http from inside its container"),
         (
             {"image": None, "per_call": [{"name": "put", "description": "Puts.", "image": "example/put:1"}]},
@@ -42,3 +39,10 @@ def test_optional_secret_and_settings_with_defaults_stand_in_no_way() -> None:
     )
     assert list(lacking(entry)) == []
     assert dict(with_defaults(entry).env) == {"LEVEL": "low"}
+
+
+def test_token_made_by_hand_stands_in_for_a_sign_in() -> None:
+    oauth = {"provider": "boxes", "secret": "box.token"}
+    secret = {"name": "box.token", "env": "TOKEN"}
+    assert list(lacking(box(oauth=oauth, secrets=[secret]))) == []
+    assert "needs a sign-in at boxes" in "".join(lacking(box(oauth=oauth)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from catalog import CatalogInvalid, NotInCatalog
+from catalog import CatalogInvalid, NotInCatalog, find_shipped_catalog, load_catalog
 from catalog.jsonschema import schema_text
 from gateway.cli import app
 from tests.catalog.files import BOX, document
@@ -80,6 +80,17 @@ def test_show_tells_what_stands_between_an_entry_and_its_start(place: Path, monk
 def test_show_of_an_unknown_entry_suggests_one() -> None:
     assert "did you mean" in str(lockgate("show", "timee").exception)
     assert isinstance(lockgate("show", "timee").exception, NotInCatalog)
+
+
+def test_pick_makes_a_catalog_of_some_entries_that_loads(place: Path) -> None:
+    target = place / "mine.yaml"
+    assert "3 entries" in printed("pick", "time", "git", "time", "aks", "-o", str(target))
+    mine = load_catalog(target)
+    assert mine.profile("starter").servers == ("time", "git", "aks")
+    shipped = load_catalog(find_shipped_catalog())
+    assert all(entry == shipped.entry(id) for id, entry in mine.entries.items())
+    assert "exists" in str(lockgate("pick", "time", "-o", str(target)).exception)
+    assert printed("pick", "time").startswith("version: 1")
 
 
 def test_stats_count_every_entry() -> None:
