@@ -13,8 +13,8 @@ from anyio import to_thread
 
 from catalog import Entry, Volume, find_shipped_catalog, load_catalog
 from gateway.errors import UpstreamError, UpstreamUnavailable
-from gateway.image_recipes import server_recipe
 from gateway.images import Image
+from gateway.images.recipes import server_recipe
 from gateway.runtimes.handover import CONTAINER_UID
 from gateway.runtimes.specification import Folder, Given, ImageFacts, filter_specification, specification
 from tests.gateway.sandboxes import Sandbox, base_image, engine, probe_entry, sandbox
