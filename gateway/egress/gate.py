@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import ipaddress
 import socket
 import zipfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +24,7 @@ from gateway.docker_engine import DockerEngine, EngineErrors, short
 from gateway.egress.attempts import Attempt
 from gateway.errors import EngineDown, UpstreamError, UpstreamUnavailable
 from gateway.runs import Run
-from gateway.runtimes.specification import filter_specification
+from gateway.runtimes.specification import as_podman_takes_it, filter_specification
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
 from gateway.wire.envelope import WireError
@@ -79,21 +80,30 @@ class Gate:
         self._channel = LineChannel(self, log)
         self._attached: Attached | None = None
 
-    async def open(self, image: str, outward: str, forbidden: list[str], attach: Attach) -> None:
-        """Make the network and start the filter. On failure the caller closes what there is.
+    async def open(self, image: str, outward: str, own: Callable[[], list[str]], attach: Attach) -> None:
+        """Make the network and start the filter. On failure the caller closes what there is. `own` gives the addresses
+        of the engine's machine, as far as they are known.
 
         Raises:
             UpstreamUnavailable: it does not come up; says why.
             One of EngineErrors, EngineDown: the engine refuses.
         """
         labels = self._run.labels("network", self.network, self._entry.id)
-        await self._engine.run(lambda client: _create_network(client, self.network, labels))
+        subnets = await self._engine.run(lambda client: _create_network(client, self.network, labels))
+        forbidden = own()
+        if inside := [address for address in forbidden if _lies_in(address, subnets)]:
+            raise UpstreamUnavailable(
+                f"the engine gave this machine the address {inside[0]} on the network of {self._entry.id}, so that the "
+                "server could reach it; listed hosts need an engine that keeps internal networks apart (Docker does)"
+            )
         spec = filter_specification(
             image, ["python3", "-I", "-c", BOOTSTRAP], self._run.labels("container", self.name, self._entry.id), outward
         )
 
+        asked = as_podman_takes_it(spec) if self._engine.is_podman else spec
+
         def create(client: Any) -> str:
-            id = str(client.create_container_from_config(spec, self.name)["Id"])
+            id = str(client.create_container_from_config(asked, self.name)["Id"])
             client.connect_container_to_network(id, self.network)
             return id
 
@@ -191,10 +201,17 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _create_network(client: Any, name: str, labels: Mapping[str, str]) -> None:
+def _create_network(client: Any, name: str, labels: Mapping[str, str]) -> list[str]:
+    """Make the network; its subnets."""
     client.create_network(
         name, driver="bridge", internal=True, options=NETWORK_OPTIONS, labels=labels, enable_ipv6=False
     )
+    found = client.inspect_network(name)
+    return [str(one["Subnet"]) for one in (found.get("IPAM") or {}).get("Config") or () if one.get("Subnet")]
+
+
+def _lies_in(address: str, subnets: list[str]) -> bool:
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(subnet) for subnet in subnets)
 
 
 def _bundle() -> bytes:

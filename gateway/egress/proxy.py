@@ -20,7 +20,7 @@ from gateway.egress.rules import Address, Rules, as_network, canonical
 DNS_PORT = 53
 PROXY_PORT = 3128
 WEB_PORTS = (80, 443)
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 128
 MAX_UDP_BYTES = 512
 FIRST_BYTES_S = 10.0
 CONNECT_S = 10.0

@@ -134,8 +134,8 @@ class DockerRuntime:
         base = await self._images.base("python", lambda line: log.write("gateway", line))
         address = self._engine.address.url
         # Of another machine only the filter itself knows an address: the way by which it goes out.
-        forbidden = own_addresses() if address.startswith("unix://") else []
-        await gate.open(base, self._egress_network, forbidden, self.connect_attach)
+        own = own_addresses if address.startswith("unix://") else list[str]
+        await gate.open(base, self._egress_network, own, self.connect_attach)
 
     async def _start(
         self, entry: Entry, image: Image, handed: Handed, gate: Gate | None, receiver: Receiver, log: ServerLog

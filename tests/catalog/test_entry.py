@@ -634,3 +634,53 @@ def test_two_servers_and_tools_never_share_a_qualified_name(a: str, x: str, b: s
         except ValueError:
             return
     assert (a, x) == (b, y) or f"{a}__{x}" != f"{b}__{y}"
+
+
+@pytest.mark.sec("SEC-067")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "privileged: true",
+        "network: host",
+        "network: bridge",
+        "network: container:other",
+        "cap_add: [SYS_ADMIN]",
+        "devices: [/dev/sda]",
+        "device: /dev/kvm",
+        "security_opt: [seccomp=unconfined]",
+        "pid: host",
+        "ipc: host",
+        "userns: host",
+        "user: root",
+        "volumes_from: [other]",
+        "ports: ['80:80']",
+        "extra_hosts: ['a:1.2.3.4']",
+        "sysctls: {net.ipv4.ip_forward: 1}",
+        "labels: {lockgate.gateway: x}",
+        "entrypoint: [sh]",
+        "restart: always",
+        "read_only: false",
+        "init: false",
+        "links: [other]",
+        "dns: [8.8.8.8]",
+        "cgroup_parent: /",
+        "volumes: [{name: data, target: /data, driver: local}]",
+        "volumes: ['/:/host']",
+        "volumes: [{name: ../x, target: /data}]",
+        "volumes: [{name: /etc, target: /data}]",
+        "limits: {memory_mib: -1}",
+        "limits: {pids: 0}",
+        "limits: {cpus: 0}",
+        "limits: {cpus: .inf}",
+        "limits: {tmpfs_mib: 0}",
+        "limits: {gpus: -1}",
+        "limits: {volume_mib: 0}",
+        "container_runtime: ../../bin/sh",
+        "container_runtime: '--privileged'",
+        "mounts: [{source: /srv/a, target: /data, propagation: shared}]",
+        "mounts: [{source: ../a, target: /data}]",
+        "mounts: [{source: /srv/a/, target: /data}]",
+    ],
+)
+def test_an_entry_cannot_ask_for_more_than_its_box(tmp_path: Path, asked: str) -> None:
+    refusal(tmp_path, BOX + asked + "\n")

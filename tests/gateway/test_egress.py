@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.egress.attempts import Attempt
 from gateway.egress.gate import own_addresses
+from gateway.errors import UpstreamUnavailable
 from tests.gateway.sandboxes import base_image, engine, probe_entry, sandbox
 from tests.servers import DEADLINE_S
 
@@ -225,3 +226,18 @@ async def test_without_hosts_there_is_no_network_at_all(tmp_path: Path, cache_di
     code = "import os; result = [os.listdir('/sys/class/net'), open('/proc/net/route').read().count(chr(10))]"
     async with sandbox(cache_dir, tmp_path, entry) as box:
         assert await box.run(code) == [["lo"], 1]
+
+
+@pytest.mark.sec("SEC-071")
+async def test_an_engine_that_puts_the_host_on_the_servers_network_is_refused(
+    internet: Internet, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As engines do that do not know the option."""
+    monkeypatch.setattr("gateway.egress.gate.NETWORK_OPTIONS", {})
+    entry = probe_entry(await base_image(cache_dir), network="internet", hosts=HOSTS)
+    with pytest.raises(UpstreamUnavailable, match="the server could reach it"):
+        async with sandbox(cache_dir, tmp_path, entry, egress_network=internet.network):
+            pass
+    client = engine()
+    with closing(client):
+        assert not [one["Name"] for one in client.networks() if one["Name"].startswith("lockgate-probe-net")]
