@@ -25,7 +25,8 @@ from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
 from gateway.relayed import Follower, RelayedTask
 from gateway.routes import LISTS, ROUTES, Route, checked, denied, needs_tasks, resolve
-from gateway.slowcalls import SlowCall, SlowCalls
+from gateway.slowcall import SlowCall
+from gateway.slowcalls import SlowCalls
 from gateway.surface import Surface, Target
 from gateway.tasks import Task, Tasks
 from gateway.upstream import Call, Notice, Reply, Upstream

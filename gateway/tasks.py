@@ -1,6 +1,6 @@
 """Tasks: calls that go on after their first answer (extension io.modelcontextprotocol/tasks), by id and by holder.
 
-Knows who holds which task and for how long; not how one is worked on (slowcalls.py) or relayed (relayed.py)."""
+Knows who holds which task and for how long; not how one is worked on (slowcall.py) or relayed (relayed.py)."""
 
 from __future__ import annotations
 

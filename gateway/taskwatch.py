@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from gateway import errors, tasks
 from gateway.audit import AuditUnwritable
-from gateway.slowcalls import SlowCall
+from gateway.slowcall import SlowCall
 from gateway.upstream import Notice, Reply
 from gateway.wire import envelope
 from gateway.wire.envelope import WireError

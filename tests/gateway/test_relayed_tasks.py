@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from gateway import tasks
-from tests.gateway.callers import Session
-from tests.gateway.running import Place, running
+from tests.gateway.callers import Response, Session
+from tests.gateway.running import USER, Place, by_header, running
 from tests.gateway.taskclient import (
     MISSING_CAPABILITY,
     TAKES,
@@ -98,6 +98,36 @@ async def test_a_relayed_task_belongs_to_its_profile(tmp_path: Path) -> None:
             assert answer.messages()[-1]["error"] == nobody
         assert await heard(place, "tasks/update") == []
         assert await heard(place, "tasks/cancel") == []
+
+
+async def test_tasks_are_worth_nothing_to_another_principal(tmp_path: Path) -> None:
+    """A task of a server's and one of the gateway's own: to anybody else they are like ids that never were."""
+    own = {"package": dict(LOCAL), "command": ["friendly"], "tasks": {"after_s": 0.0}}
+    async with running(tmp_path, {"a": tasker(), "b": own}, principal_of=by_header) as place:
+
+        async def asks(user: str, method: str, params: Any) -> Response:
+            body, headers = request(method, params, clientCapabilities=TAKES)
+            return await place.http.request("POST", "/mcp", body, [*headers, (USER, user)])
+
+        ids = []
+        for name in ("a__job", "b__hold"):
+            made = await asks("alice", "tools/call", {"name": name, "arguments": {"key": "k"}})
+            ids.append(made.messages()[-1]["result"]["taskId"])
+        for id in ids:
+            for method in tasks.METHODS:
+                stolen = await asks("bob", method, {"taskId": id, "inputResponses": {}})
+                never = await asks("bob", method, {"taskId": "never", "inputResponses": {}})
+                assert stolen == never
+                assert stolen.messages()[0]["error"]["code"] == -32602
+        body, headers = request("subscriptions/listen", {"notifications": {"taskIds": ids}}, clientCapabilities=TAKES)
+        async with place.http.stream("POST", "/mcp", body, [*headers, (USER, "bob")]) as stream:
+            assert (await stream.message())["params"]["notifications"] == {}
+        for id in ids:
+            state = (await asks("alice", "tasks/get", {"taskId": id})).messages()[-1]["result"]
+            assert state["status"] == "working"
+        thefts = [(r["principal"], r["server"], r["outcome"]) for r in place.audit() if "bob" in r["principal"]]
+        assert {outcome for _, _, outcome in thefts} == {"unknown"}
+        assert {server for _, server, _ in thefts} == {""}
 
 
 async def test_a_client_without_the_extension_is_told_what_the_server_told_it(tmp_path: Path) -> None:

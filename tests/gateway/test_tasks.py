@@ -367,7 +367,7 @@ async def test_a_call_that_finds_no_room_for_a_task_is_answered_itself(
 
 async def test_a_task_is_forgotten_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs its time is prolonged; what its holder is told of the time is true."""
-    monkeypatch.setattr("gateway.slowcalls.TTL_S", 0.5)
+    monkeypatch.setattr("gateway.slowcall.TTL_S", 0.5)
     async with running(tmp_path, ONE) as place:
         id = await task(place, "a__hold", {"key": "k"})
 
