@@ -30,8 +30,6 @@ def lacking(entry: Entry) -> Iterator[str]:
         yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
     if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
-    if entry.transport != "stdio":
-        yield f"speaks {entry.transport} from inside its container, which this gateway does not do yet"
     if entry.per_call:
         yield "runs one container for each call, which this gateway does not do yet"
 

@@ -69,6 +69,7 @@ class Gateway:
         catalog = await to_thread.run_sync(open_catalog, self.settings)
         profile = catalog.profile(self.settings.profile)
         Secrets.check(_secret_names(catalog))
+        self.images.trust(catalog.publishers)
         found = difference(self.catalog, catalog)
         if found:
             # One step for whoever runs in this event loop: nobody sees half of it.

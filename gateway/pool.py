@@ -334,7 +334,7 @@ class Pool:
             raise errors.UpstreamUnavailable(f"server {entry.id} was not ready to start in time") from exc
         if server.state != "running":
             server.state = "starting"
-        old_transport = entry.remote is not None and entry.remote.transport == "sse"
+        old_transport = entry.transport == "sse" or (entry.remote is not None and entry.remote.transport == "sse")
         known: Era | None = "legacy" if old_transport else server.listing.era if server.listing is not None else None
         try:
             return await self._open(server, connection, runtime, known)

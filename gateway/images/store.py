@@ -62,6 +62,10 @@ class ImageStore:
         self._pins = Pins(lock)
         self._verifier = Verifier(publishers or {}, cache_dir / "signatures", self._puller.connect)
 
+    def trust(self, publishers: Mapping[str, Publisher]) -> None:
+        """From now on these are the publishers of the catalog."""
+        self._verifier.publishers = publishers
+
     async def ensure(self, entry: Entry, *, progress: Progress) -> Image:
         """The image to run for the entry: the published one if it can be had, else one from its package.
 

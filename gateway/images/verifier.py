@@ -40,13 +40,13 @@ class Verifier:
     """Judges images by the publishers of one catalog."""
 
     def __init__(self, publishers: Mapping[str, Publisher], folder: Path, connect: Connect) -> None:
-        self._publishers = publishers
+        self.publishers = publishers
         self._folder = folder
         self._connect = connect
 
     def publisher(self, name: ImageName) -> Publisher | None:
         """Whose image this is, if the catalog says how its publisher signs."""
-        return next((one for one in self._publishers.values() if one.publishes(name.full)), None)
+        return next((one for one in self.publishers.values() if one.publishes(name.full)), None)
 
     async def check(self, name: ImageName) -> str | None:
         """Who signed this image; None if nobody has to. It must be named by digest.

@@ -5,21 +5,41 @@ Knows the frame format (Engine API v1.41, ContainerAttach) and nothing of creati
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
-from gateway.wire.lines import LineChannel, LineTooLong
+from gateway.serverlog import ServerLog
+from gateway.wire.lines import LineTooLong, WriteEnd
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 FRAME_HEADER_BYTES: Final = 8
 STDERR: Final = 2
 
 
+class Stream(Protocol):
+    """Who gets what the engine carries; a `LineChannel` is one."""
+
+    @property
+    def log(self) -> ServerLog: ...
+
+    def writes_to(self, write_end: WriteEnd) -> None: ...
+
+    def feed(self, data: bytes) -> None: ...
+
+    def end(self, reason: str) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
 class AttachProtocol(asyncio.Protocol):
     """Speaks the HTTP upgrade, then hands stdout to the channel and stderr to its log."""
 
-    def __init__(self, path: str, channel: LineChannel) -> None:
+    def __init__(self, path: str, channel: Stream, body: bytes = b"") -> None:
+        """`body` is the JSON that goes with the request, where it has some."""
         self.upgraded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._path = path
+        self._body = body
         self._channel = channel
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -28,8 +48,9 @@ class AttachProtocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._channel.writes_to(self._transport)
         self._transport.write(
-            b"POST %b HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
-            % self._path.encode()
+            b"POST %b HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (self._path.encode(), len(self._body), self._body)
         )
 
     def data_received(self, data: bytes) -> None:

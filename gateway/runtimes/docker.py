@@ -27,6 +27,7 @@ from gateway.mounts import MountGuard
 from gateway.runs import Run
 from gateway.runtimes.attach import AttachProtocol
 from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover, until_full
+from gateway.runtimes.inside import InsideChannel, Lifeline
 from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.runtimes.specification import Given, ImageFacts, as_podman_takes_it, specification
@@ -113,7 +114,7 @@ class DockerRuntime:
         except (errors.ImageError, errors.EngineDown, CatalogError) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel | InsideChannel:
         image = await self._image(entry, log)
         handed = await self._handover.collect(entry)
         if not entry.hosts:
@@ -139,11 +140,13 @@ class DockerRuntime:
 
     async def _start(
         self, entry: Entry, image: Image, handed: Handed, gate: Gate | None, receiver: Receiver, log: ServerLog
-    ) -> DockerChannel:
+    ) -> DockerChannel | InsideChannel:
         client = self._require_client()
+        # A package speaks over stdio, also where its local image takes the place of one that speaks HTTP.
+        over_http = entry.transport != "stdio" and image.origin == "published"
         name = self._run.hold(entry.id)
         try:
-            given = await self._given(client, entry, name, handed, gate, log)
+            given = await self._given(client, entry, name, handed, gate, log, over_http=over_http)
             spec = specification(entry, image, await self._image_facts(client, image), given)
         except BaseException as exc:
             self._run.release(name)
@@ -153,15 +156,25 @@ class DockerRuntime:
         log.hide(handed.redactor)
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
+        inside: InsideChannel | None = None
         # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
         creating = asyncio.get_running_loop().create_task(self._create(client, spec, name))
         try:
             created = await asyncio.shield(creating)
             await self._handover.recheck(handed)
-            channel = DockerChannel(self, name, created["Id"], entry, image, receiver, log, gate)
+            lifeline = Lifeline(receiver, log)
+            hears = lifeline if over_http else receiver
+            channel = DockerChannel(self, name, created["Id"], entry, image, hears, log, gate)
             await channel.attach(handed.opening() if given.launcher_volume else b"")
             await self._engine.guard(lambda: client.start(created["Id"]), shield=True)
+            if over_http:
+                inside = InsideChannel(self._engine, created["Id"], entry, channel, receiver, lifeline, log)
+                await inside.open()
+                return inside
         except BaseException as exc:
+            if inside is not None:
+                with anyio.CancelScope(shield=True):
+                    await inside.abandon()
             self._run.release(name)
             with anyio.CancelScope(shield=True), suppress(*_Failures):
                 await asyncio.wait([creating])
@@ -187,7 +200,15 @@ class DockerRuntime:
         return await self._engine.guard(create, shield=True)
 
     async def _given(
-        self, client: Client, entry: Entry, name: str, handed: Handed, gate: Gate | None, log: ServerLog
+        self,
+        client: Client,
+        entry: Entry,
+        name: str,
+        handed: Handed,
+        gate: Gate | None,
+        log: ServerLog,
+        *,
+        over_http: bool,
     ) -> Given:
         """What this container is given beside its entry.
 
@@ -201,7 +222,7 @@ class DockerRuntime:
                 "another machine's"
             )
         volume = ""
-        if handed.needs_launcher:
+        if handed.needs_launcher or over_http:
             volume = await self._launcher.volume(lambda line: log.write("gateway", line))
         uid = os.getuid()
         return Given(
@@ -250,6 +271,10 @@ class DockerRuntime:
         answer = Answer()
         self._engine.origin.request("POST", f"/containers/{id}/wait?condition=next-exit", b"", b"", answer)
         return answer
+
+    def terminate(self, id: str) -> None:
+        """Send SIGTERM; whether it helps is seen at the container's end."""
+        self._engine.origin.request("POST", f"/containers/{id}/kill?signal=SIGTERM", b"", b"", Answer())
 
     async def _remove(self, name: str) -> None:
         client = self._client
@@ -304,6 +329,7 @@ class DockerChannel(LineChannel):
         self._protocol: AttachProtocol | None = None
         self._exit: Answer | None = None
         self._explaining: asyncio.Task[None] | None = None
+        self._over_http = entry.transport != "stdio" and image.origin == "published"
         self._closing = False
         self._guarding: asyncio.Task[None] | None = None
         self._over = ""
@@ -377,6 +403,8 @@ class DockerChannel(LineChannel):
             await asyncio.gather(self._guarding, return_exceptions=True)
         if self._protocol is not None:
             self._protocol.close_stdin()
+        if self._over_http and not self.ended.is_set():
+            self._runtime.terminate(self._id)
         with suppress(TimeoutError):
             async with asyncio.timeout(EXIT_GRACE_S):
                 await self.ended.wait()

@@ -22,14 +22,22 @@ ENDPOINT_TIMEOUT_S: Final = 10.0
 class SseChannel:
     """The stream and the address of one session; also the sink of its stream."""
 
-    def __init__(self, url: str, fixed: Mapping[str, str], receiver: Receiver, log: ServerLog) -> None:
+    def __init__(
+        self,
+        url: str,
+        fixed: Mapping[str, str],
+        receiver: Receiver,
+        log: ServerLog,
+        origin: HttpOrigin | None = None,
+    ) -> None:
+        """`origin` is how the URL's host is reached, where that is not by its name. The channel closes it."""
         parts = urlsplit(url)
         self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}", "transport": "sse"}
         self._url = url
         self._receiver = receiver
         self.log = log
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
-        self._origin = HttpOrigin(url)
+        self._origin = origin or HttpOrigin(url)
         self._stream: Exchange | None = None
         self._events = EventReader()
         self._status = 0

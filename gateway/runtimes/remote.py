@@ -55,12 +55,20 @@ class RemoteRuntime:
 class HttpChannel:
     """One session with a Streamable HTTP server: a POST for each message, a GET for what the server sends unasked."""
 
-    def __init__(self, url: str, fixed: Mapping[str, str], receiver: Receiver, log: ServerLog) -> None:
+    def __init__(
+        self,
+        url: str,
+        fixed: Mapping[str, str],
+        receiver: Receiver,
+        log: ServerLog,
+        origin: HttpOrigin | None = None,
+    ) -> None:
+        """`origin` is how the URL's host is reached, where that is not by its name. The channel closes it."""
         parts = urlsplit(url)
         self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}"}
         self.receiver = receiver
         self.log = log
-        self._origin = HttpOrigin(url)
+        self._origin = origin or HttpOrigin(url)
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
         self._era: Era = "legacy"

@@ -20,7 +20,6 @@ def test_plain_entry_lacks_nothing() -> None:
     [
         ({"config": [{"name": "url", "required": True}]}, "is not configured: the setting url is missing"),
         ({"oauth": {"provider": "boxes"}}, "needs a sign-in at boxes"),
-        ({"transport": "http", "port": 80}, "speaks http from inside its container"),
         (
             {"image": None, "per_call": [{"name": "put", "description": "Puts.", "image": "example/put:1"}]},
             "runs one container for each call",
