@@ -45,6 +45,9 @@ class PatientProtocol(OneWriteProtocol):
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
+        if self.url[:1] != b"/":
+            # An absolute target names a host of its own, which nobody here would look at.
+            raise ValueError("the target of a request is a path")
         self._head_since, self._body_since = 0.0, self._heard_at
         super().on_headers_complete()
 

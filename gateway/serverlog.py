@@ -4,9 +4,10 @@ Knows nothing of containers or processes; bounded, in memory only."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from gateway.egress.attempts import Attempts
 from gateway.redaction import Redactor
@@ -15,6 +16,23 @@ MAX_LINES: Final = 1000
 MAX_LINE_CHARS: Final = 2000
 
 Origin = Literal["stderr", "stdout", "gateway"]
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes: a log can neither drive a terminal nor be given lines of its own."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+
+
+class OneLine(logging.Formatter):
+    """The gateway's own log: each record is one line, and only a traceback adds more, which are indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
 class LogLine(NamedTuple):
@@ -47,10 +65,7 @@ class ServerLog:
     def write(self, origin: Origin, text: str) -> None:
         if self.hides is not None:
             text = self.hides.clean(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
-        text = text[:MAX_LINE_CHARS]
-        if not text.isprintable():
-            text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
-        self._lines.append(LogLine(time.time(), origin, text))
+        self._lines.append(LogLine(time.time(), origin, printable(text[:MAX_LINE_CHARS])))
 
     def stderr(self, data: bytes) -> None:
         """Bytes from the server's stderr; lines may be split anywhere."""

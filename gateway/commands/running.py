@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from gateway.serverlog import OneLine
 from gateway.settings import Settings, read_settings
 
 T = TypeVar("T")
@@ -33,6 +35,13 @@ err = Console(markup=False, stderr=True, highlight=False, soft_wrap=True)
 
 def settings() -> Settings:
     return read_settings(os.environ)
+
+
+def log_to_stderr() -> None:
+    """The gateway's own log, of what somebody should look at."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -5,7 +5,6 @@ Knows what to print; the gateway itself is gateway.py."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import signal
 import sys
@@ -17,7 +16,7 @@ import typer
 from anyio import to_thread
 
 from engine import EngineError
-from gateway.commands.running import err, first_line, out, run, settings
+from gateway.commands.running import err, first_line, log_to_stderr, out, run, settings
 from gateway.gateway import Gateway
 from gateway.serving import Running, served
 from gateway.settings import Settings
@@ -29,7 +28,7 @@ def serve(
     with_model: Annotated[bool, typer.Option("--model/--no-model", help="Fetch the starter model at start.")] = True,
 ) -> None:
     """Run the gateway until Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     wanted = settings()
     wanted = replace(wanted, port=wanted.port if port is None else port, profile=profile or wanted.profile)
     run(_work(wanted, with_model))

@@ -4,7 +4,7 @@ Uses the running gateway where there is one, else serves from this very process.
 
 from __future__ import annotations
 
-from gateway.commands.running import ProfileOption, run, settings
+from gateway.commands.running import ProfileOption, log_to_stderr, run, settings
 from gateway.gateway import Gateway
 from gateway.serving import find_running, socket_path
 from gateway.wire.modern import ModernEra
@@ -13,6 +13,7 @@ from gateway.wire.stdio import LineStreams, pipe_stdio, serve_lines, stdio_ends
 
 def stdio(profile: ProfileOption = None) -> None:
     """Serve MCP on stdin and stdout."""
+    log_to_stderr()
     run(_work(profile))
 
 

@@ -111,6 +111,8 @@ def annotated(schema: object) -> dict[Path, tuple[str, str]]:
             raise ValueError(f"{ANNOTATION} of {'.'.join(path)} is not a header token")
         if kind not in ("string", "integer", "boolean"):
             raise ValueError(f"{ANNOTATION} of {'.'.join(path)} on a {kind!r} property")
+        if node.get("writeOnly") is True or node.get("format") == "password":
+            raise ValueError(f"{ANNOTATION} of {'.'.join(path)} would put a secret into a header")
         if token.lower() in tokens:
             raise ValueError(f"{ANNOTATION} {token} is used twice")
         tokens.add(token.lower())

@@ -48,6 +48,7 @@ async def test_an_unknown_revision_is_countered_with_the_newest_that_has_session
         assert (await place.session(revision=revision)).revision == REVISIONS[0]
 
 
+@pytest.mark.sec("SEC-005")
 async def test_session_ids_are_long_random_and_never_repeated(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         ids = [(await place.session()).id for _ in range(20)]
@@ -136,6 +137,7 @@ async def test_the_instructions_of_known_servers_are_passed_on(tmp_path: Path) -
 # -- HTTP ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-002")
 async def test_another_content_type_than_json_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         body = message("initialize", {"protocolVersion": "2025-11-25"}, 1)
@@ -152,6 +154,7 @@ async def test_json_with_a_charset_is_json(tmp_path: Path) -> None:
         assert answer.messages() == [{"jsonrpc": "2.0", "id": 1, "result": {}}]
 
 
+@pytest.mark.sec("SEC-016")
 async def test_a_body_over_the_limit_is_refused_also_when_it_is_chunked(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
@@ -246,6 +249,7 @@ ORIGINS = {
 ROUTES = ("/mcp", "/mcp/all", "/healthz", "/v1/models", "/admin/servers", "/nothing")
 
 
+@pytest.mark.sec("SEC-001")
 async def test_a_foreign_host_is_refused_on_every_route(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         for host, local in HOSTS.items():
@@ -258,6 +262,7 @@ async def test_a_foreign_host_is_refused_on_every_route(tmp_path: Path) -> None:
                     assert b'"ok"' not in answer.body
 
 
+@pytest.mark.sec("SEC-003")
 async def test_a_foreign_origin_is_refused_on_every_route_and_never_echoed(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         for origin, local in ORIGINS.items():
@@ -267,6 +272,7 @@ async def test_a_foreign_origin_is_refused_on_every_route_and_never_echoed(tmp_p
                 assert not any(name.startswith("access-control") for name in answer.headers)
 
 
+@pytest.mark.sec("SEC-001")
 async def test_a_repeated_or_missing_host_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         local = f"127.0.0.1:{place.http.port}"
@@ -284,6 +290,7 @@ async def test_a_repeated_or_missing_host_is_refused(tmp_path: Path) -> None:
         assert b'"ok"' not in answer.body or answer.status == 200
 
 
+@pytest.mark.sec("SEC-001")
 async def test_a_refused_host_is_refused_before_its_body_is_read(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         head = place.http.head("POST", "/mcp", [("Host", "evil.example"), JSON], 10_000_000)
@@ -302,6 +309,7 @@ async def test_every_loopback_address_the_gateway_may_listen_on_can_be_used(tmp_
 # -- messages ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-013")
 async def test_an_id_comes_back_exactly(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
@@ -379,6 +387,7 @@ async def test_notifications_and_answers_are_acknowledged_without_a_body(tmp_pat
             assert (answer.status, answer.body) == (202, b"")
 
 
+@pytest.mark.sec("SEC-015")
 async def test_batches_belong_to_the_revision_that_has_them(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         calls = [message("tools/call", {"name": "a__echo", "arguments": {"n": n}}, n) for n in range(5)]
@@ -463,6 +472,7 @@ async def test_a_servers_own_errors_are_passed_on_unchanged(tmp_path: Path) -> N
 # -- cancelling ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-022")
 async def test_a_cancelled_call_is_answered_so_and_the_server_is_told(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
@@ -504,6 +514,7 @@ async def test_the_same_id_twice_at_once_is_refused_the_second_time(tmp_path: Pa
             assert "result" in await held.message()
 
 
+@pytest.mark.sec("SEC-022")
 async def test_cancelling_races_with_answers_and_each_call_ends_once(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
@@ -698,6 +709,7 @@ async def test_calling_a_tool_nobody_has_listed_starts_its_server_only(tmp_path:
 SELECTED = {"all": {"servers": ["a", "b"], "tools": {"a": ["echo", "pid"], "b": []}}}
 
 
+@pytest.mark.sec("SEC-025")
 async def test_tools_a_profile_does_not_select_are_as_if_they_were_not_there(tmp_path: Path) -> None:
     async with running(tmp_path, TWO, SELECTED) as place:
         session = await place.session()
@@ -713,6 +725,7 @@ async def test_tools_a_profile_does_not_select_are_as_if_they_were_not_there(tmp
         assert not any("fail" in note for note in place.log("a"))
 
 
+@pytest.mark.sec("SEC-025")
 async def test_a_hidden_tool_of_a_server_that_never_ran_is_refused_the_same_way(tmp_path: Path) -> None:
     async with running(tmp_path, ONE, {"all": {"servers": ["a"], "tools": {"a": ["echo"]}}}) as place:
         session = await place.session()
@@ -724,6 +737,7 @@ async def test_a_hidden_tool_of_a_server_that_never_ran_is_refused_the_same_way(
 # -- many at once --------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-013")
 async def test_sessions_that_all_use_id_1_never_get_each_others_answer(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         sessions = [await place.session() for _ in range(64)]
@@ -746,6 +760,7 @@ async def test_sessions_that_all_use_id_1_never_get_each_others_answer(tmp_path:
         assert place.local.starts == ["a"]
 
 
+@pytest.mark.sec("SEC-013")
 async def test_progress_goes_to_its_own_call_though_all_use_the_same_token(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         sessions = [await place.session() for _ in range(16)]
@@ -781,6 +796,7 @@ async def test_a_progress_token_cannot_be_smuggled_to_the_call_of_another(tmp_pa
             assert "result" in await held.message()
 
 
+@pytest.mark.sec("SEC-021")
 async def test_more_open_requests_than_a_session_may_have_are_refused(tmp_path: Path) -> None:
     async with running(tmp_path, ONE, {"all": ["a"]}) as place:
         session = await place.session(revision="2025-03-26")
@@ -807,6 +823,7 @@ async def test_more_open_requests_than_a_session_may_have_are_refused(tmp_path: 
 # -- audit ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-023")
 async def test_each_call_has_exactly_one_record_and_it_holds_no_arguments(tmp_path: Path) -> None:
     async with running(tmp_path, TWO) as place:
         session = await place.session(name="Claude\nCode \x1b[31m")
@@ -942,6 +959,7 @@ async def test_a_client_that_lost_its_stream_fetches_the_rest(tmp_path: Path) ->
             assert (messages[-1]["id"], messages[-1]["result"]["content"][0]["text"]) == ("lost", "k")
 
 
+@pytest.mark.sec("SEC-007")
 async def test_an_event_id_of_another_session_or_of_none_opens_the_sessions_own_stream(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()

@@ -95,6 +95,7 @@ async def test_bad_items_cost_themselves_only(tmp_path: Path) -> None:
         assert sum("dropped" in line for line in place.log("bad")) == 10
 
 
+@pytest.mark.sec("SEC-093")
 async def test_a_flood_on_stderr_stays_within_bounds_and_delays_nobody(tmp_path: Path) -> None:
     async with running(tmp_path, pair("stderr_flood")) as place:
         session, other = await place.session(), await place.session()
@@ -115,18 +116,24 @@ async def test_a_flood_on_stderr_stays_within_bounds_and_delays_nobody(tmp_path:
 # -- how it answers ------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-014")
+@pytest.mark.sec("SEC-093")
 async def test_a_second_answer_is_dropped(tmp_path: Path) -> None:
     async with running(tmp_path, pair("answers_twice")) as place:
         session = await place.session()
         assert [await session.call("bad__poke") for _ in range(5)] == ["first"] * 5
 
 
+@pytest.mark.sec("SEC-014")
+@pytest.mark.sec("SEC-093")
 async def test_answers_to_requests_nobody_made_are_dropped(tmp_path: Path) -> None:
     async with running(tmp_path, pair("wrong_ids")) as place:
         session = await place.session()
         assert [await session.call("bad__poke") for _ in range(3)] == ["right"] * 3
 
 
+@pytest.mark.sec("SEC-014")
+@pytest.mark.sec("SEC-093")
 async def test_an_answer_to_another_request_is_no_answer(tmp_path: Path) -> None:
     async with running(tmp_path, pair("only_wrong_id", call_timeout_s=0.5)) as place:
         session = await place.session()
@@ -165,6 +172,7 @@ async def test_questions_that_were_not_offered_are_refused_and_pings_answered(tm
 # -- how it ends ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sec("SEC-093")
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
@@ -193,6 +201,7 @@ async def test_a_server_that_dies_in_a_call_says_how_and_comes_back(
         assert place.local.starts.count("bad") == 2
 
 
+@pytest.mark.sec("SEC-093")
 async def test_a_server_that_closes_its_stdout_ends_the_call(tmp_path: Path) -> None:
     async with running(tmp_path, pair("closes_stdout")) as place:
         session = await place.session()
@@ -202,6 +211,7 @@ async def test_a_server_that_closes_its_stdout_ends_the_call(tmp_path: Path) -> 
         await good_works(place)
 
 
+@pytest.mark.sec("SEC-093")
 @pytest.mark.parametrize("behaviour", ["ignores_sigterm", "forks_a_child", "forks_and_crashes", "hangs_silently"])
 async def test_stopping_a_stubborn_server_leaves_no_process(tmp_path: Path, behaviour: str) -> None:
     async with running(tmp_path, pair(behaviour, start_timeout_s=1.0)) as place:
@@ -247,6 +257,7 @@ async def test_a_listing_that_turns_bad_is_not_taken_and_the_gateway_goes_on(tmp
         assert set(after) <= set(before) | {"bad__bomb"}
 
 
+@pytest.mark.sec("SEC-093")
 async def test_ten_hostile_servers_at_once_do_not_disturb_a_good_one(tmp_path: Path) -> None:
     behaviours = ["exits_at_once", "hangs_silently", "makes_noise", "endless_line", "invalid_utf8", "stderr_flood"]
     behaviours += ["answers_twice", "wrong_ids", "dies_mid_call", "ignores_sigterm", "endless_pages", "bad_items"]

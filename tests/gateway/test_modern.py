@@ -101,6 +101,7 @@ WRONG_HEADERS = {
 }
 
 
+@pytest.mark.sec("SEC-008")
 async def test_headers_that_do_not_repeat_the_body_are_refused_and_nothing_is_called(tmp_path: Path) -> None:
     async with running(tmp_path, TWO) as place:
         body, headers = request("tools/call", {"name": "a__echo", "arguments": {}})
@@ -142,6 +143,7 @@ async def test_a_request_without_what_it_must_carry_is_refused(tmp_path: Path, p
         assert answer.messages()[0]["error"]["code"] == -32602
 
 
+@pytest.mark.sec("SEC-009")
 async def test_the_selection_of_a_profile_holds_in_this_era_too(tmp_path: Path) -> None:
     async with running(tmp_path, TWO, {"all": {"servers": ["a", "b"], "tools": {"a": ["echo"], "b": []}}}) as place:
         assert [tool["name"] for tool in (await result(place, "tools/list"))["tools"]] == ["a__echo"]
@@ -271,6 +273,7 @@ async def test_a_stateless_client_answers_by_asking_again(tmp_path: Path) -> Non
         assert [record["outcome"] for record in place.audit()] == ["input_required", "input_required", "ok"]
 
 
+@pytest.mark.sec("SEC-010")
 async def test_the_state_of_a_request_is_good_for_that_request_once(tmp_path: Path) -> None:
     async with running(tmp_path, ASKING, {"all": ["a"], "other": ["a"]}) as place:
         first = await result(place, "tools/call", CALL, clientCapabilities=ABLE)
@@ -346,6 +349,7 @@ async def test_answers_to_nothing_change_nothing(tmp_path: Path) -> None:
         assert (await result(place, "tools/call", params, clientCapabilities=ABLE))["resultType"] == "complete"
 
 
+@pytest.mark.sec("SEC-021")
 async def test_more_waiting_calls_than_there_is_room_for_are_refused_and_those_that_wait_go_on(tmp_path: Path) -> None:
     async with running(tmp_path, ASKING) as place:
         call = {"name": "a__ask", "arguments": {"questions": [SAMPLING]}}

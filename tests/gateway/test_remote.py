@@ -80,6 +80,7 @@ async def test_progress_comes_through_from_the_calls_own_stream(tmp_path: Path) 
             assert (await stream.message())["result"]["content"][0]["text"] == "done"
 
 
+@pytest.mark.sec("SEC-013")
 async def test_many_calls_at_once_each_get_their_own_answer(tmp_path: Path) -> None:
     async with remote() as server, running(tmp_path, entry_of(server)) as place:
         sessions = [await place.session() for _ in range(20)]

@@ -81,6 +81,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert all(name in text for name in ("LOCKGATE_HOST", "LOCKGATE_PORT", "LOCKGATE_PAGE_SIZE"))
 
 
+@pytest.mark.sec("SEC-004")
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "", "192.168.0.1", "example.com", "localhost.evil", "127.0.0.1.evil", "1"]
 )
