@@ -85,6 +85,7 @@ class Entry(Part):
     container_runtime: ContainerRuntime | None = None
     """A runtime of the engine with stronger isolation, such as runsc; None is the gateway's setting."""
     interactive: bool = False
+    prewarm: bool = False
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(distinct("the category"))] = ()

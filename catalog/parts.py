@@ -221,6 +221,8 @@ class Limits(Part):
     call_timeout_s: Annotated[Number, Field(gt=0, le=86_400)] = 60.0
     idle_s: Annotated[Number, Field(gt=0, le=604_800)] = 600.0
     """How long an unused server keeps running."""
+    instances: Annotated[WholeNumber, Field(ge=1, le=256)] = 16
+    """How many of its containers or processes may run at once, for callers that cannot share one."""
 
 
 class Tasks(Part):

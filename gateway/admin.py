@@ -4,6 +4,7 @@ Knows HTTP and the admin token; shows state, holds none."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -24,7 +25,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def describe(server: Server, runtime: str) -> dict[str, Any]:
     """One server as an operator sees it."""
-    listing, upstream = server.listing, server.upstream
+    listing, upstream, now = server.listing, server.upstream, asyncio.get_running_loop().time()
     return {
         "id": server.entry.id,
         "title": server.entry.title,
@@ -34,6 +35,10 @@ def describe(server: Server, runtime: str) -> dict[str, Any]:
         "prompts": len(listing.prompts) if listing else None,
         "resources": len(listing.resources) if listing else None,
         "error": server.error,
+        "circuit": server.breaker.circuit(now),
+        "failures": server.failures,
+        "retry_in_s": round(server.breaker.pause_s(now), 1),
+        "connections": len(server.connections),
         "in_flight": upstream.in_flight if upstream else 0,
         "detail": upstream.detail if upstream else {},
         "revision": upstream.facts.revision if upstream and upstream.facts else "",

@@ -12,6 +12,8 @@ Knows no transport: the wire decides how each looks to a client.
     │   └── Denied             a visible tool, refused by policy
     ├── UpstreamError          a server behind the gateway misbehaved
     │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
+    │   │   ├── AtCapacity             as many servers run as may; the operator raises the limit, or the caller waits
+    │   │   └── RuntimeDown            what starts servers does not answer (the Docker Engine)
     │   ├── UpstreamLost           the connection ended with the request in flight
     │   ├── UpstreamTimeout        no answer within the deadline
     │   ├── UpstreamCancelled      the caller withdrew the request
@@ -68,6 +70,14 @@ class UpstreamUnavailable(UpstreamError):
     """The server could not be started or reached; the request was not sent."""
 
     retry = "The request was not sent: a retry is safe."
+
+
+class AtCapacity(UpstreamUnavailable):
+    """As many servers run as may, and all are in use; it is nobody's fault."""
+
+
+class RuntimeDown(UpstreamUnavailable):
+    """What starts servers does not answer; the server itself may be well."""
 
 
 class UpstreamLost(UpstreamError):

@@ -29,7 +29,8 @@ from gateway.listings import ListingStore
 from gateway.models import Models
 from gateway.mounts import MountGuard
 from gateway.packages import PackageStore
-from gateway.pool import Pool
+from gateway.pool import Bounds, Pool
+from gateway.prewarm import UseRecord
 from gateway.reload import CatalogWatch
 from gateway.runs import Run
 from gateway.runtimes import Runtime
@@ -97,12 +98,15 @@ class Gateway:
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             tasks = await stack.enter_async_context(anyio.create_task_group())
+            self._use = use = UseRecord(state / "use.json")
             self.pool = Pool(
                 map(with_defaults, self.catalog.entries.values()),
                 self.runtime_for,
                 ListingStore(state / "listings"),
                 tasks,
                 self.door.hearing,
+                Bounds(servers=self.settings.max_servers),
+                use.note,
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)
@@ -110,6 +114,7 @@ class Gateway:
                 tasks.start_soon(self.docker.reconciler.watch)
             stack.callback(tasks.cancel_scope.cancel)
             stack.push_async_callback(self.door.aclose)
+            stack.push_async_callback(self.pool.finish)
             self._stack = stack.pop_all()
         return self
 
@@ -166,6 +171,14 @@ class Gateway:
             self.audit.write(record)
         except audit.AuditUnwritable as exc:
             _log.error("what server %s was denied could not be recorded: %s", server, exc)
+
+    def prewarm(self) -> None:
+        """Start, in the background, the servers of the profile that are likely to be called soon."""
+        for id in self._use.wanted(self.pool.servers[id].entry for id in self.profile.servers):
+            try:
+                self.pool.start_soon(id)
+            except errors.UpstreamError as exc:
+                _log.warning("server %s is not started ahead of its first call: %s", id, exc)
 
     def runtime_for(self, entry: Entry) -> Runtime:
         """Containers where there is an engine, else processes; remote entries run elsewhere anyway.

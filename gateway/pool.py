@@ -1,55 +1,50 @@
 """The servers behind this gateway: started on first use, kept warm, stopped when idle, each owned by one task.
 
-Knows entries, runtimes and listings; not callers, profiles or policies."""
+Knows entries, runtimes and connections; not callers, profiles or policies."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
 
 import anyio
-from anyio import to_thread
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from catalog import Entry
 from gateway import errors
-from gateway.listings import Listing, ListingStore, learn
+from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
+from gateway.connections import NOBODY, SHARED, SPARE, Connection, Key, Lease, Server
+from gateway.keeper import Keeper
+from gateway.listings import Listing, ListingStore
+from gateway.relisting import Relisting
 from gateway.runtimes import Runtime
-from gateway.serverlog import ServerLog
-from gateway.upstream import Reply, Upstream
+from gateway.upstream import Upstream
 from gateway.wire import envelope
-from gateway.wire.channel import Channel
-from gateway.wire.revisions import Era
 
-_log: Final = logging.getLogger(__name__)
-
-PREPARE_TIMEOUT_S: Final = 1800.0
-"""Pulling or building an image, or installing a package."""
-CLOSE_TIMEOUT_S: Final = 20.0
-MAX_BACKOFF_S: Final = 30.0
-STABLE_AFTER_S: Final = 10.0
-"""A server that lived this long did not crash at start: the next start is not delayed."""
-RELIST_PAUSE_S: Final = 0.05
-"""Announced changes within this time are answered with one new listing."""
+FINISH_S: Final = 5.0
+"""How long running calls may go on once the gateway is to end."""
+POLL_S: Final = 0.05
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
-
-SHARED: Final = "shared"
-SPARE: Final = "spare"
-"""A connection of an interactive server kept ready for the next caller that needs one of its own."""
-MAX_LEASED: Final = 16
-"""Connections of one server to callers that it may ask questions; each is a container or process of its own."""
-RELISTEN_PAUSE_S: Final = 1.0
-DRAIN_S: Final = 30.0
-"""How long calls on a server whose catalog entry was replaced may take to finish."""
-DRAIN_POLL_S: Final = 0.1
 
 ALL_CAPABILITIES: Final = Raw(b'{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}')
 """What a connection declares that serves one modern caller after another; each is asked only what it can answer."""
 
-State = Literal["idle", "preparing", "starting", "running", "failed"]
+
+class Bounds(NamedTuple):
+    """How many servers at once, and how long for what, in seconds."""
+
+    servers: int = 64
+    """Containers and processes in all; each entry has a limit of its own besides."""
+    queue_s: float = QUEUE_S
+    health_s: float = 15.0
+    """A server that left a call unanswered must answer a ping within this time."""
+    drain_s: float = 30.0
+    """Calls that run when their server's entry is replaced may go on for this long."""
+
+
+BOUNDS: Final = Bounds()
 
 
 class Events(Protocol):
@@ -65,57 +60,6 @@ class Events(Protocol):
         """A notification that belongs to no call."""
 
 
-class Lease(NamedTuple):
-    """A connection of one's own. `owner` ends all its connections at once; `exclusive` ones serve one call at a
-    time."""
-
-    owner: Hashable
-    capabilities: Raw
-    exclusive: bool
-
-
-class Connection:
-    """One connection to a server, from the wish for it to its end. Mutated only by the pool."""
-
-    def __init__(self, key: Hashable, capabilities: Raw | None) -> None:
-        self.key = key
-        self.capabilities = capabilities
-        self.upstream: Upstream | None = None
-        self.starting: asyncio.Future[Upstream] | None = None
-        self.taken = False
-        """An exclusive lease holds it."""
-        self.stop = asyncio.Event()
-
-
-class Server:
-    """One catalogue entry as it runs here. Mutated only by the pool."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.log = ServerLog()
-        self.state: State = "idle"
-        self.runtime = ""
-        self.error = ""
-        self.listing: Listing | None = None
-        self.connections: dict[Hashable, Connection] = {}
-        self.failures = 0
-        self.retry_at = 0.0
-        self.relisting = False
-        self.announced: set[str] = set()
-        """Lists the server says have changed since the last listing."""
-
-    @property
-    def asks(self) -> bool:
-        """Whether it may put questions to clients over connections of their own."""
-        return self.entry.interactive and self.listing is not None and self.listing.era == "legacy"
-
-    @property
-    def upstream(self) -> Upstream | None:
-        """The shared connection if there is one, else any."""
-        live = [c.upstream for c in self.connections.values() if c.upstream is not None]
-        return next((u for u in live if not u.may_ask), live[0] if live else None)
-
-
 class Pool:
     """All servers. `connection` is the only way to one; each connection lives in its own task of `tasks`."""
 
@@ -126,31 +70,43 @@ class Pool:
         listings: ListingStore,
         tasks: TaskGroup,
         events: Events,
+        bounds: Bounds = BOUNDS,
+        first_use: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`first_use` is told of each server that is asked for the first time since the gateway started."""
         self._servers = {entry.id: Server(entry) for entry in entries}
-        self._runtime_for = runtime_for
-        self._listings = listings
+        self._retired: list[Server] = []
+        """Servers of replaced entries, as long as a call of theirs runs."""
         self._tasks = tasks
         self._events = events
+        self._bounds = bounds
+        self._first_use = first_use
+        self._places = Places(bounds.servers, bounds.queue_s, self._make_room)
+        self._listings = Relisting(listings, tasks, events, self._start_spare)
+        self._keeper = Keeper(runtime_for, self._places, self._listings, self, bounds.health_s)
         self._log_level = ""
-        self.generation = 0
-        """Changes whenever any listing does: part of every cache key."""
+        self._is_ending = False
         for server in self._servers.values():
-            server.listing = listings.load(server.entry)
+            self._listings.load(server)
 
     @property
     def servers(self) -> Mapping[str, Server]:
         return self._servers
 
+    @property
+    def generation(self) -> int:
+        """Changes whenever any listing does: part of every cache key."""
+        return self._listings.generation
+
+    def _connections(self) -> Iterator[tuple[Server, Connection]]:
+        for server in (*self._servers.values(), *self._retired):
+            for connection in server.connections.values():
+                yield server, connection
+
     def listing(self, id: str) -> Listing | None:
         """What the server is known to offer; starts nothing."""
         server = self._servers.get(id)
         return server.listing if server is not None else None
-
-    def _find(self, id: str) -> Server:
-        if id not in self._servers:
-            raise errors.UpstreamUnavailable(f"server {id} is no longer in the catalog")
-        return self._servers[id]
 
     async def learn(self, id: str) -> Listing:
         """What the server offers, starting it if that is not known yet.
@@ -160,325 +116,235 @@ class Pool:
         """
         server = self._find(id)
         if server.listing is None:
-            await self.connection(id)
+            await self._connect(server, None, NOBODY, self._wanted(server, None, NOBODY))
         if server.listing is None:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
 
-    async def connection(self, id: str, lease: Lease | None = None) -> Upstream:
-        """The live connection all callers share, or one's own under a lease; started if need be, with concurrent
-        callers sharing one start. An exclusive one must be given back with `free`.
+    def _find(self, id: str) -> Server:
+        try:
+            return self._servers[id]
+        except KeyError:
+            raise errors.UpstreamUnavailable(f"server {id} is no longer in the catalog") from None
+
+    # -- handing out -------------------------------------------------------------------------
+
+    async def connection(self, id: str, lease: Lease | None = None, credential: str = NOBODY) -> Upstream:
+        """The live connection that all callers with the same credential share, or one's own under a lease; started if
+        need be, with concurrent callers sharing one start. An exclusive one must be given back with `free`.
 
         Raises:
             UpstreamUnavailable: it cannot be started; says why, and when the next attempt is allowed.
+            AtCapacity: too many run, and none became free in time.
         """
         server = self._find(id)
-        wanted = self._wanted(server, lease)
-        settled = wanted.starting is None and not wanted.stop.is_set()
-        if wanted.upstream is not None and settled and not wanted.upstream.ended.is_set():
+        if not server.was_used:
+            server.was_used = True
+            self._first_use(id)
+        wanted = self._wanted(server, lease, credential)
+        if wanted is not None and wanted.is_live and wanted.upstream is not None:
+            wanted.hand_out(asyncio.get_running_loop().time())
             return wanted.upstream
-        try:
-            return await asyncio.shield(self._start_soon(server, wanted))
-        except BaseException:
-            wanted.taken = False
-            if wanted.starting is None and wanted.upstream is None:
-                server.connections.pop(wanted.key, None)  # it may not even be tried yet
-            raise
+        return await self._connect(server, lease, credential, wanted)
 
     def live(self, id: str, lease: Lease | None) -> Upstream | None:
         """The connection that `connection` would give if it is open already; an exclusive lease has none to give."""
         if lease is not None and lease.exclusive:
             return None
         server = self._servers.get(id)
-        connection = server.connections.get(SHARED if lease is None else (lease.owner, 0)) if server else None
+        connection = server.connections.get(Key(SHARED if lease is None else lease.owner)) if server else None
         if connection is None or connection.upstream is None or connection.upstream.ended.is_set():
             return None
         return connection.upstream
 
-    def _wanted(self, server: Server, lease: Lease | None) -> Connection:
-        """The connection to use: synchronous, so that two callers cannot both take the last free one."""
+    async def _connect(
+        self, server: Server, lease: Lease | None, credential: str, wanted: Connection | None
+    ) -> Upstream:
+        if wanted is None:
+            wanted = await self._wait_for_room(server, lease, credential)
+        try:
+            while (trial := self._trial(server, wanted)) is not None:
+                await asyncio.wait([trial])
+            upstream = wanted.upstream
+            if upstream is None or not wanted.is_live:
+                upstream = await asyncio.shield(self._start_soon(server, wanted))
+        except BaseException:
+            wanted.taken = False
+            if wanted.starting is None and wanted.upstream is None:
+                server.connections.pop(wanted.key, None)  # it may not even be tried yet
+            server.made_room()
+            raise
+        wanted.hand_out(asyncio.get_running_loop().time())
+        return upstream
+
+    def _wanted(self, server: Server, lease: Lease | None, credential: str) -> Connection | None:
+        """The connection to use; None if there is no room for one more. Synchronous, so that two callers cannot both
+        take the last free one."""
         if lease is None:
-            shared = server.connections.get(SHARED)
-            if shared is None:
-                shared = server.connections[SHARED] = Connection(SHARED, None)
-            return shared
-        for number in range(MAX_LEASED if lease.exclusive else 1):
-            key = (lease.owner, number)
-            connection = server.connections.get(key)
-            if connection is None and lease.exclusive:
-                connection = self._take_spare(server, key)
-            if connection is None:
-                if len(server.connections) > MAX_LEASED:
-                    break
-                connection = server.connections[key] = Connection(key, lease.capabilities)
-            if not lease.exclusive:
+            return self._known_or_new(server, Key(SHARED, 0, credential), None)
+        for number in range(server.entry.limits.instances if lease.exclusive else 1):
+            key = Key(lease.owner, number, credential)
+            connection = self._known_or_new(server, key, lease)
+            if connection is None or not lease.exclusive:
                 return connection
             if not connection.taken:
                 connection.taken = True
                 return connection
-        raise errors.UpstreamUnavailable(
-            f"server {server.entry.id} already serves {MAX_LEASED} callers that it may ask questions; try again later"
-        )
+        return None
 
     @staticmethod
-    def _take_spare(server: Server, key: Hashable) -> Connection | None:
-        spare = server.connections.get(SPARE)
-        if spare is None or spare.upstream is None or spare.upstream.ended.is_set() or spare.stop.is_set():
-            return None
-        if spare.taken:  # for a listing
-            return None
-        del server.connections[SPARE]
-        spare.key = key
-        server.connections[key] = spare
-        return spare
+    def _known_or_new(server: Server, key: Key, lease: Lease | None) -> Connection | None:
+        connection = server.connections.get(key)
+        if connection is None and lease is not None and lease.exclusive and key.credential == NOBODY:
+            connection = _take_spare(server, key)
+        if connection is None and len(server.connections) < server.entry.limits.instances:
+            connection = Connection(key, lease.capabilities if lease is not None else None)
+            server.connections[key] = connection
+        return connection
 
-    def _keep_spare(self, server: Server) -> None:
-        """Interactive servers of the session era cannot be shared: have one ready before somebody waits for it."""
-        if server.asks and set(server.connections) == {SHARED}:
-            self._start_spare(server)
+    async def _wait_for_room(self, server: Server, lease: Lease | None, credential: str) -> Connection:
+        """Wait briefly for one of the server's connections to become free."""
+        loop, id, limit = asyncio.get_running_loop(), server.entry.id, server.entry.limits.instances
+        until = loop.time() + self._bounds.queue_s
+        reason = f"server {id} already runs {limit} times, as often as its limits.instances allows"
+        if server.waiting >= MAX_WAITING:
+            raise errors.AtCapacity(f"{reason}, and {MAX_WAITING} calls wait; try again later")
+        server.waiting += 1
+        try:
+            while (wanted := self._wanted(server, lease, credential)) is None:
+                if (left_s := until - loop.time()) <= 0:
+                    text = f"{reason}, and none became free within {self._bounds.queue_s:g} s; try again later"
+                    raise errors.AtCapacity(text)
+                # What nobody in particular waits for makes room for who does.
+                self._end_idle(
+                    [one for one in server.connections.values() if not one.key.is_leased], 1, f"a call of {id}"
+                )
+                with anyio.move_on_after(min(left_s, LOOK_AGAIN_S)):
+                    await server.room.wait()
+            return wanted
+        finally:
+            server.waiting -= 1
 
-    def _start_spare(self, server: Server) -> None:
-        spare = server.connections[SPARE] = Connection(SPARE, ALL_CAPABILITIES)
-        self._start_soon(server, spare)
+    def _make_room(self, id: str) -> None:
+        """Stop what is idle, the longest unused first, for those who wait for a place."""
+        holders = [one for _, one in self._connections() if one.counts]
+        self._end_idle(holders, self._places.waiting, f"server {id}")
+
+    @staticmethod
+    def _end_idle(candidates: Iterable[Connection], n_wanted: int, for_what: str) -> None:
+        now = asyncio.get_running_loop().time()
+        ending, idle = 0, []
+        for one in candidates:
+            if one.stop.is_set() and one.upstream is not None:
+                ending += 1
+            elif one.is_idle(now):
+                idle.append(one)
+        idle.sort(key=lambda one: (one.last_used, one.turn))
+        for one in idle[: max(0, n_wanted - ending)]:
+            if one.upstream is not None:
+                one.upstream.log.write("gateway", f"stopped while idle, to make room for {for_what}")
+            one.end("it was stopped to make room")
+
+    @staticmethod
+    def _trial(server: Server, wanted: Connection) -> asyncio.Future[Upstream] | None:
+        """The one start that is tried after a rest, if it is another connection's."""
+        if server.breaker.circuit(asyncio.get_running_loop().time()) != "half-open":
+            return None
+        others = (one.starting for one in server.connections.values() if one is not wanted)
+        return next((one for one in others if one is not None and not one.done()), None)
 
     def free(self, upstream: Upstream) -> None:
         """Give back an exclusive connection for the owner's next call."""
-        server = self._servers.get(upstream.server)
-        for connection in server.connections.values() if server is not None else ():
-            if connection.upstream is upstream:
-                connection.taken = False
+        for server in (self._servers.get(upstream.server), *self._retired):
+            for connection in server.connections.values() if server is not None else ():
+                if connection.upstream is upstream and connection.taken and server is not None:
+                    connection.taken = False
+                    server.made_room()
 
     def release(self, owner: Hashable) -> None:
         """End every connection this owner leased."""
-        for server in self._servers.values():
-            for key, connection in server.connections.items():
-                if isinstance(key, tuple) and key[0] == owner:
-                    connection.stop.set()
+        for _, connection in self._connections():
+            if connection.key.owner == owner and connection.key.is_leased:
+                connection.stop.set()
 
     def leased(self, owner: Hashable) -> list[Upstream]:
         return [
             connection.upstream
-            for server in self._servers.values()
-            for key, connection in server.connections.items()
-            if isinstance(key, tuple) and key[0] == owner and connection.upstream is not None
+            for _, connection in self._connections()
+            if connection.key.owner == owner and connection.key.is_leased and connection.upstream is not None
         ]
+
+    # -- starting ----------------------------------------------------------------------------
 
     def start_soon(self, id: str) -> asyncio.Future[Upstream]:
         """Begin a start of the shared connection unless one is under way; the future may be ignored.
 
         Raises:
-            UpstreamUnavailable: it failed a moment ago and must not be tried again yet.
+            UpstreamUnavailable: it failed a moment ago and must not be tried again yet, or there is no room.
         """
         server = self._find(id)
-        return self._start_soon(server, self._wanted(server, None))
+        wanted = self._wanted(server, None, NOBODY)
+        if wanted is None:
+            raise errors.AtCapacity(f"server {id} already runs as often as its limits.instances allows")
+        if wanted.is_live and wanted.upstream is not None:
+            ready: asyncio.Future[Upstream] = asyncio.get_running_loop().create_future()
+            ready.set_result(wanted.upstream)
+            return ready
+        return self._start_soon(server, wanted)
 
     def _start_soon(self, server: Server, connection: Connection) -> asyncio.Future[Upstream]:
         if connection.starting is None:
-            wait_s = server.retry_at - asyncio.get_running_loop().time()
-            if wait_s > 0:
-                raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
+            self._refuse_if_resting(server)
             connection.starting = asyncio.get_running_loop().create_future()
             # A new event for the new start: whoever stops it from now on is heard, the old owner keeps its own.
             connection.stop = asyncio.Event()
             name = f"server {server.entry.id}"
-            self._tasks.start_soon(self._own, server, connection, connection.starting, name=name)
+            self._tasks.start_soon(self._keeper.own, server, connection, connection.starting, name=name)
         return connection.starting
 
-    async def _own(self, server: Server, connection: Connection, started: asyncio.Future[Upstream]) -> None:
-        """The whole life of one connection: prepare, start, serve until it ends or idles, clean up."""
-        previous = connection.upstream
-        if previous is not None and not previous.ended.is_set():
-            await previous.ended.wait()
-        opened: tuple[Upstream, Channel] | None = None
-        try:
-            opened = await self._start(server, connection)
-            upstream = opened[0]
-            self._settle(server, connection, started, upstream)
-            await self._serve(server, connection, upstream)
-        except errors.UpstreamError as exc:
-            self._fail(server, started, exc)
-        except Exception as exc:  # noqa: BLE001  # outermost border: one server must not take the gateway with it
-            _log.exception("server %s: internal error", server.entry.id)
-            self._fail(server, started, errors.UpstreamUnavailable(f"internal error: {type(exc).__name__}"))
-        finally:
-            with anyio.CancelScope(shield=True):
-                if opened is not None:
-                    await self._close(server, *opened)
-            self._forget(server, connection, started, opened[0] if opened else None)
+    def _refuse_if_resting(self, server: Server) -> None:
+        if self._is_ending:
+            raise errors.UpstreamUnavailable("the gateway is ending")
+        if server.is_retired:
+            raise errors.UpstreamUnavailable(f"the entry of server {server.entry.id} was just replaced; try again")
+        wait_s = server.breaker.pause_s(asyncio.get_running_loop().time())
+        if wait_s > 0:
+            raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
 
-    @staticmethod
-    def _forget(
-        server: Server, connection: Connection, started: asyncio.Future[Upstream], upstream: Upstream | None
-    ) -> None:
-        if connection.starting is started:
-            connection.starting = None
-        if connection.upstream is upstream:
-            connection.upstream = None
-        if connection.starting is None and connection.upstream is None:
-            server.connections.pop(connection.key, None)
-        if not server.connections:
-            server.state = "failed" if server.error else "idle"
-        if not started.done():
-            started.cancel()
-
-    async def _start(self, server: Server, connection: Connection) -> tuple[Upstream, Channel]:
-        entry = server.entry
-        runtime = self._runtime_for(entry)
-        server.runtime, server.log.noise = runtime.name, 0
-        if server.state != "running":
-            server.state = "preparing"
-        try:
-            async with asyncio.timeout(PREPARE_TIMEOUT_S):
-                await runtime.prepare(entry, server.log)
-        except TimeoutError as exc:
-            raise errors.UpstreamUnavailable(f"server {entry.id} was not ready to start in time") from exc
-        if server.state != "running":
-            server.state = "starting"
-        old_transport = entry.transport == "sse" or (entry.remote is not None and entry.remote.transport == "sse")
-        known: Era | None = "legacy" if old_transport else server.listing.era if server.listing is not None else None
-        try:
-            return await self._open(server, connection, runtime, known)
-        except errors.UpstreamLost as exc:
-            if known is not None:
-                raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
-            # Some servers exit when they are asked something before `initialize`: ask nothing then.
-            server.log.write("gateway", "it ended at server/discover; starting again with initialize")
-        try:
-            return await self._open(server, connection, runtime, "legacy")
-        except errors.UpstreamLost as exc:
-            raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
-
-    async def _open(
-        self, server: Server, connection: Connection, runtime: Runtime, known: Era | None
-    ) -> tuple[Upstream, Channel]:
-        """Start and shake hands; on failure nothing is left."""
-        entry = server.entry
-        limit_s = entry.limits.start_timeout_s
-        upstream = Upstream(
-            entry.id,
-            server.log,
-            call_timeout_s=entry.limits.call_timeout_s,
-            on_notification=self._notified,
-            capabilities=connection.capabilities,
-        )
-        channel: Channel | None = None
-        try:
-            async with asyncio.timeout(limit_s):
-                channel = await runtime.start(entry, upstream, server.log)
-                await upstream.open(channel, known)
-                if server.listing is None or connection.key == SPARE:
-                    await self._adopt(server, await learn(upstream, entry))
-                elif connection.key == SHARED:
-                    self._relist_soon(server)
-                upstream.mirrored = server.listing.mirrored if server.listing is not None else {}
-        except BaseException as exc:
-            if channel is not None:
-                with anyio.CancelScope(shield=True):
-                    await self._close(server, upstream, channel)
-            if isinstance(exc, TimeoutError):
-                reason = f"it did not finish its handshake within {limit_s:g} s"
-                raise errors.UpstreamUnavailable(self._start_failure(server, reason)) from exc
-            if isinstance(exc, errors.UpstreamError) and not isinstance(exc, errors.UpstreamLost):
-                raise errors.UpstreamUnavailable(self._start_failure(server, str(exc))) from exc
-            raise
-        return upstream, channel
-
-    @staticmethod
-    def _start_failure(server: Server, reason: str) -> str:
-        text = f"server {server.entry.id} failed to start: {reason}"
-        if server.log.noise:
-            text += f"; it wrote {server.log.noise} line(s) on stdout that are not MCP"
-        return f"{text}. See: lockgate server logs {server.entry.id}"
-
-    @staticmethod
-    def _settle(server: Server, connection: Connection, started: asyncio.Future[Upstream], upstream: Upstream) -> None:
-        connection.upstream, connection.starting = upstream, None
-        server.state, server.error = "running", ""
-        if not started.done():
-            started.set_result(upstream)
-
-    async def _serve(self, server: Server, connection: Connection, upstream: Upstream) -> None:
-        entry, loop, stop = server.entry, asyncio.get_running_loop(), connection.stop
-        born = loop.time()
+    def started(self, server: Server, upstream: Upstream) -> None:
+        """A connection is open (Watcher of the keeper)."""
         if self._log_level:
             self._tasks.start_soon(self._send_log_level, upstream)
-        self._events.server_started(entry.id, upstream)
+        self._events.server_started(server.entry.id, upstream)
         self._keep_spare(server)
-        async with anyio.create_task_group() as helpers:
-            if connection.key == SHARED and upstream.facts is not None and upstream.facts.era == "modern":
-                helpers.start_soon(self._listen, upstream)
-            while not upstream.ended.is_set() and not stop.is_set():
-                left_s = upstream.last_used + entry.limits.idle_s - loop.time()
-                if left_s <= 0 and not upstream.busy:
-                    server.log.write("gateway", f"stopped after {entry.limits.idle_s:g} s without a call")
-                    helpers.cancel_scope.cancel()
-                    return
-                with anyio.move_on_after(max(left_s, 1.0)):
-                    await _either(upstream.ended, stop)
-            helpers.cancel_scope.cancel()
-        lived_s = loop.time() - born
-        if stop.is_set() or lived_s >= STABLE_AFTER_S:
-            server.failures = 0
-        else:
-            raise errors.UpstreamUnavailable(
-                f"server {entry.id} ended {lived_s:.1f} s after its start: {upstream.end_reason}"
-            )
 
-    async def _listen(self, upstream: Upstream) -> None:
-        """Hold one `subscriptions/listen` stream open to a modern server; reopen it when its filter changes."""
-        refused = False
-        while not upstream.ended.is_set() and not refused:
-            upstream.filter_changed.clear()
-            try:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(_cancel_when, upstream.filter_changed, group.cancel_scope)
-                    await self._hear(upstream)
-                    await anyio.sleep(RELISTEN_PAUSE_S)
-                    group.cancel_scope.cancel()
-            except* errors.UpstreamError as refusals:
-                upstream.log.write("gateway", f"subscriptions/listen: {refusals.exceptions[0]}")
-                refused = True
+    def _keep_spare(self, server: Server) -> None:
+        """Interactive servers of the session era cannot be shared: have one ready before somebody waits for it."""
+        if server.asks and set(server.connections) == {Key(SHARED)}:
+            self._start_spare(server)
 
-    @staticmethod
-    async def _hear(upstream: Upstream) -> None:
-        members = {"notifications": envelope.raw(upstream.listen_filter())}
-        call = await upstream.start("subscriptions/listen", members, endless=True)
-        upstream.listening = call.id
+    def _start_spare(self, server: Server) -> bool:
+        """Whether there was room for one, and no reason to wait."""
+        if len(server.connections) >= server.entry.limits.instances or self._places.is_full:
+            return False
+        spare = Connection(Key(SPARE), ALL_CAPABILITIES)
         try:
-            while not isinstance(item := await call.next(), Reply):
-                pass
-        finally:
-            upstream.cancel(call, "listening anew")
-        if item.result is None:
-            raise errors.UpstreamInvalid(f"refused: {bytes(item.error or b'').decode(errors='replace')[:200]}")
+            self._start_soon(server, spare)
+        except errors.UpstreamUnavailable:
+            return False  # it rests after a failure, or is to end
+        server.connections[spare.key] = spare
+        return True
 
-    def _fail(self, server: Server, started: asyncio.Future[Upstream], exc: errors.UpstreamError) -> None:
-        server.failures += 1
-        pause_s = min(2.0 ** (server.failures - 1), MAX_BACKOFF_S)
-        server.retry_at = asyncio.get_running_loop().time() + pause_s
-        server.error = str(exc)
-        server.log.write("gateway", server.error)
-        if not started.done():
-            started.set_exception(exc)
-            started.exception()  # nobody may be waiting any more; that is not an accident to report
-
-    async def _close(self, server: Server, upstream: Upstream, channel: Channel | None) -> None:
-        """Bounded; afterwards nothing waits on this connection any more."""
-        if channel is not None:
-            with anyio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-                await channel.close()
-            if scope.cancelled_caught:
-                server.log.write("gateway", f"closing did not finish within {CLOSE_TIMEOUT_S:g} s")
-        upstream.lost("the gateway stopped it")
+    # -- ending ------------------------------------------------------------------------------
 
     def stop(self, id: str) -> None:
         """Ask a running server to end; in-flight calls are told."""
-        for connection in self._servers[id].connections.values():
+        for connection in self._find(id).connections.values():
             connection.stop.set()
 
     def replace(self, entries: Iterable[Entry]) -> None:
         """From now on these are the entries. What did not change runs on; calls under way on servers whose entry
-        changed or went may finish within `DRAIN_S`, while new calls meet the new entry."""
+        changed or went may finish within `Bounds.drain_s`, while new calls meet the new entry."""
         before, self._servers = self._servers, {}
         for entry in entries:
             old = before.pop(entry.id, None)
@@ -486,78 +352,45 @@ class Pool:
                 self._servers[entry.id] = old
                 continue
             self._servers[entry.id] = new = Server(entry)
-            new.listing = self._listings.load(entry)
+            self._listings.load(new)
             if old is not None:
                 new.log = old.log
-                before[entry.id] = old
+                self._retire(old)
         for old in before.values():
-            self._tasks.start_soon(self._drain, old)
-        self.generation += 1
+            self._retire(old)
+        self._listings.generation += 1
 
-    @staticmethod
-    async def _drain(server: Server) -> None:
-        """End a server that no call can reach any more."""
-        with anyio.move_on_after(DRAIN_S):
-            while any(  # noqa: ASYNC110  # a call ends by no event of its own
-                connection.starting is not None or (connection.upstream is not None and connection.upstream.in_flight)
-                for connection in server.connections.values()
-            ):
-                await anyio.sleep(DRAIN_POLL_S)
-        for connection in server.connections.values():
-            connection.stop.set()
+    def _retire(self, server: Server) -> None:
+        server.is_retired = True
+        if server.connections:
+            self._retired.append(server)
+            self._tasks.start_soon(self._drain, server)
 
-    # -- listings ----------------------------------------------------------------------------
+    @property
+    def draining(self) -> int:
+        """How many servers of replaced entries still run."""
+        return len(self._retired)
 
-    async def _adopt(self, server: Server, listing: Listing) -> None:
-        """Make a listing the current one, record it, and tell what differs or was announced.
-
-        An announcement is passed on even if nothing differs: what changed may be in what a list does not show.
-        """
-        if self._servers.get(server.entry.id) is not server:
-            return  # its entry was replaced
-        before, server.listing = server.listing, listing
-        changed, server.announced = server.announced, set()
-        if before != listing:
-            changed |= listing.differs(before)
-            self.generation += 1
-            try:
-                await to_thread.run_sync(self._listings.save, server.entry, listing)
-            except OSError as exc:
-                # It is only a memory for the next start.
-                server.log.write("gateway", f"the listing could not be saved: {exc}")
-        if changed:
-            self._events.listing_changed(server.entry.id, changed)
-
-    def _relist_soon(self, server: Server) -> None:
-        if not server.relisting:
-            server.relisting = True
-            self._tasks.start_soon(self._relist, server)
-
-    async def _relist(self, server: Server) -> None:
-        await anyio.sleep(RELIST_PAUSE_S)
-        server.relisting = False
-        upstream, spare = server.upstream, None
-        if upstream is None:
-            return
-        if server.asks:
-            # It may offer more to a client that can be asked than it does on the shared connection.
-            spare = server.connections.get(SPARE)
-            if spare is None:
-                self._start_spare(server)
-            if spare is None or spare.upstream is None:
-                return  # it lists as soon as it is there
-            upstream, spare.taken = spare.upstream, True
+    async def _drain(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._bounds.drain_s
         try:
-            await self._adopt(server, await learn(upstream, server.entry))
-        except errors.UpstreamError as exc:
-            server.log.write("gateway", f"could not list again, keeping the last listing: {exc}")
-            return
-        except Exception as exc:  # noqa: BLE001  # outermost border of a task: one server must not take all with it
-            _log.exception("server %s: internal error while listing again", server.entry.id)
-            server.log.write("gateway", f"could not list again: internal error: {type(exc).__name__}")
+            while server.connections:
+                for one in list(server.connections.values()):
+                    if loop.time() >= until or (one.upstream is not None and one.is_unused(loop.time())):
+                        one.end("its entry in the catalogue was replaced")
+                await anyio.sleep(POLL_S)
         finally:
-            if spare is not None:
-                spare.taken = False
+            self._retired.remove(server)
+
+    async def finish(self) -> None:
+        """The gateway is to end: start nothing any more, and let running calls finish for a moment."""
+        self._is_ending = True
+        with anyio.move_on_after(FINISH_S):
+            while True:
+                if not any(one.upstream is not None and one.upstream.in_flight for _, one in self._connections()):
+                    return
+                await anyio.sleep(POLL_S)
 
     # -- subscriptions -----------------------------------------------------------------------
 
@@ -566,10 +399,9 @@ class Pool:
             self._tasks.start_soon(self._logged, upstream, upstream.subscribe(uri))
 
     def unsubscribe_soon(self, id: str, uri: str) -> None:
-        server = self._servers.get(id)
-        for connection in server.connections.values() if server is not None else ():
-            if connection.upstream is not None and uri in connection.upstream.subscribed:
-                upstream = connection.upstream
+        for server, connection in self._connections():
+            upstream = connection.upstream
+            if server.entry.id == id and upstream is not None and uri in upstream.subscribed:
                 self._tasks.start_soon(self._logged, upstream, upstream.unsubscribe(uri))
 
     @staticmethod
@@ -579,12 +411,9 @@ class Pool:
         except errors.UpstreamError as exc:
             upstream.log.write("gateway", f"subscription: {exc}")
 
-    def _notified(self, upstream: Upstream, method: str, params: bytes) -> None:
+    def notified(self, server: Server, upstream: Upstream, method: str, params: bytes) -> None:
         if (changed := LIST_CHANGED.get(method)) is not None:
-            server = self._servers.get(upstream.server)
-            if server is not None and any(c.upstream is upstream for c in server.connections.values()):
-                server.announced.add(changed)
-                self._relist_soon(server)
+            self._listings.announced(server, changed)
         else:
             self._events.server_notified(upstream, method, params)
 
@@ -593,10 +422,9 @@ class Pool:
     def set_log_level(self, level: str) -> None:
         """Tell every running server, and every one started later, how much to log."""
         self._log_level = level
-        for server in self._servers.values():
-            for connection in server.connections.values():
-                if connection.upstream is not None:
-                    self._tasks.start_soon(self._send_log_level, connection.upstream)
+        for _, connection in self._connections():
+            if connection.upstream is not None:
+                self._tasks.start_soon(self._send_log_level, connection.upstream)
 
     async def _send_log_level(self, upstream: Upstream) -> None:
         if upstream.facts is None or upstream.facts.era == "modern" or not upstream.facts.offers("logging"):
@@ -607,13 +435,14 @@ class Pool:
             upstream.log.write("gateway", f"logging/setLevel: {exc}")
 
 
-async def _cancel_when(event: asyncio.Event, scope: anyio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
+def _take_spare(server: Server, key: Key) -> Connection | None:
+    spare = server.connections.get(Key(SPARE))
+    if spare is None or not spare.is_live or spare.taken:  # taken: for a listing
+        return None
+    del server.connections[Key(SPARE)]
+    spare.key = key
+    server.connections[key] = spare
+    return spare
 
 
-async def _either(*events: asyncio.Event) -> None:
-    """Return as soon as one of the events is set."""
-    async with anyio.create_task_group() as group:
-        for event in events:
-            group.start_soon(_cancel_when, event, group.cancel_scope)
+__all__ = ["Bounds", "Events", "Lease", "Pool", "Server"]

@@ -45,6 +45,8 @@ class Settings:
     model: str = "qwen2.5-coder:0.5b"
     context_tokens: int = 8192
     page_size: int = 250
+    max_servers: int = 64
+    """Containers and processes of servers that run at once; remote servers are not counted."""
     container_runtime: str = ""
     """The engine's runtime for containers whose entry names none, such as runsc; empty is the engine's default."""
     egress_network: str = "bridge"
@@ -88,6 +90,8 @@ class Settings:
             problems.append(f"{PREFIX}PORT={self.port}: a port is between 0 and 65535")
         if self.page_size < 1:
             problems.append(f"{PREFIX}PAGE_SIZE={self.page_size}: a page holds at least 1 item")
+        if self.max_servers < 1:
+            problems.append(f"{PREFIX}MAX_SERVERS={self.max_servers}: at least 1 server must be allowed to run")
         if self.context_tokens < MIN_CONTEXT_TOKENS:
             problems.append(f"{PREFIX}CONTEXT_TOKENS={self.context_tokens}: must be at least {MIN_CONTEXT_TOKENS}")
         if problems:
@@ -132,7 +136,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 def _parsed(name: str, text: str) -> object:
     match name:
-        case "port" | "context_tokens" | "page_size":
+        case "port" | "context_tokens" | "page_size" | "max_servers":
             if not text.isdigit():
                 raise ValueError(f"{text!r} is not a whole number")
             return int(text)

@@ -149,6 +149,10 @@ class Upstream:
         self.facts: ServerFacts | None = None
         self.ended = asyncio.Event()
         self.end_reason = ""
+        self.stopped_because = ""
+        """Why the gateway ends it, if it does: of more use to callers than how the server then ended."""
+        self.suspect = asyncio.Event()
+        """Set when a call was not answered in time: the server may be busy, or not well."""
         self.last_used = asyncio.get_running_loop().time()
         self.subscribed: set[str] = set()
         """Resource URIs, as the server knows them, whose changes somebody wants to hear of."""
@@ -372,6 +376,7 @@ class Upstream:
     def _expire(self, call: Call) -> None:
         if self._calls.pop(call.id, None) is None:
             return
+        self.suspect.set()
         self._withdraw(call.id, "timed out")
         self._finish(call)
         waited = (call.timeout_s or 0) + call.extended_s
@@ -492,7 +497,7 @@ class Upstream:
     def lost(self, reason: str) -> None:
         if self.ended.is_set():
             return
-        self.end_reason = reason
+        reason = self.end_reason = self.stopped_because or reason
         self.ended.set()
         calls, self._calls = self._calls, {}
         for call in calls.values():

@@ -98,5 +98,5 @@ def test_only_the_pool_opens_connections_and_only_the_door_asks_it_to_relay() ->
                 and len(node.args) >= 2
             ):
                 callers.add(str(path.relative_to(ROOT)))
-    ways = {"gateway/door.py", "gateway/relayed.py", "gateway/upstream.py", "gateway/pool.py", "gateway/client.py"}
+    ways = {"gateway/door.py", "gateway/relayed.py", "gateway/upstream.py", "gateway/listening.py", "gateway/client.py"}
     assert callers == ways

@@ -58,6 +58,7 @@ async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None
     if unknown:
         err.print(f"Asking {', '.join(unknown)} for their tools; images or packages are made the first time …")
         await gateway.door.learn(unknown, timeout_s=1800)
+    gateway.prewarm()
     _print_screen(gateway, running, model_line)
 
 

@@ -5,7 +5,8 @@ Asks the running gateway; without one it can still show what the catalogue says.
 from __future__ import annotations
 
 import datetime
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -47,8 +48,15 @@ def list_servers(
         tools = server.get("tools")
         note = str(server.get("error") or server["title"])
         count = "?" if tools is None else str(tools)
-        table.add_row(server["id"], server["state"], server["runtime"], count, first_line(note, 100))
+        table.add_row(server["id"], _state(server), server["runtime"], count, first_line(note, 100))
     out.print(table)
+
+
+def _state(server: Mapping[str, Any]) -> str:
+    """The state, and while starts are refused after a failure, for how long."""
+    if server.get("circuit") == "open":
+        return f"{server['state']}, rests {server['retry_in_s']:.0f} s"
+    return str(server["state"])
 
 
 @app.command("inspect")

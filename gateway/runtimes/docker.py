@@ -111,7 +111,9 @@ class DockerRuntime:
         self._require_client()
         try:
             return await self._images.ensure(entry, progress=lambda line: log.write("gateway", line))
-        except (errors.ImageError, errors.EngineDown, CatalogError) as exc:
+        except errors.EngineDown as exc:
+            raise errors.RuntimeDown(str(exc)) from exc
+        except (errors.ImageError, CatalogError) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel | InsideChannel:
@@ -184,7 +186,8 @@ class DockerRuntime:
                     await self._remove(name)
             if isinstance(exc, (*_Failures, OSError)):
                 text = f"the Docker Engine could not start {entry.id}: {short(exc)}"
-                raise errors.UpstreamUnavailable(text) from exc
+                refused = isinstance(exc, EngineRefused)  # else it went away in the middle
+                raise (errors.UpstreamUnavailable if refused else errors.RuntimeDown)(text) from exc
             raise
         if volumes := handed.folders[: len(handed.folders) - len(handed.opened)]:
             channel.guard([volume.source for volume in volumes])

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import gateways
-from tests.e2e.gateways import STARTER, RunningGateway, engine, found_engine, missing
+from tests.e2e.gateways import STARTER, RunningGateway, engine, eventually, found_engine, missing
+
+RECORDED_S = 30
 
 
 @pytest.hookimpl(wrapper=True)
@@ -72,6 +74,8 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture
 def learnt_state(tmp_path: Path, docker_gateway: RunningGateway) -> Path:
     """A state folder of a gateway that has asked the starter servers what they offer, and nothing else."""
-    shutil.copytree(docker_gateway.state / "listings", tmp_path / "state" / "listings")
-    assert {file.stem for file in (tmp_path / "state" / "listings").iterdir()} >= set(STARTER)
+    recorded = docker_gateway.state / "listings"
+    # A listing is used from the moment it is known, and recorded a moment later.
+    eventually("all are recorded", lambda: {file.stem for file in recorded.glob("*.json")} >= set(STARTER), RECORDED_S)
+    shutil.copytree(recorded, tmp_path / "state" / "listings")
     return tmp_path / "state"

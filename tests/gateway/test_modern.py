@@ -244,9 +244,7 @@ async def test_a_session_that_ends_withdraws_the_call_that_waits_for_it(tmp_path
             await session.close()
             assert (await stream.message())["error"]["code"] == -32800
         server = place.gateway.pool.servers["a"]
-        await until(
-            lambda: not any(key != "shared" and "spare" not in str(key) for key in server.connections), "it ends"
-        )
+        await until(lambda: not any(key.is_leased for key in server.connections), "it ends")
 
 
 # -- questions to a client without sessions ------------------------------------------------------

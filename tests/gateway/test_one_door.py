@@ -46,7 +46,10 @@ HOLDERS = {
     "spawn": {},
 }
 """Which function outside the pool and the runtimes touches a connection to a server, and why it may."""
-INSIDE = ("pool.py", "upstream.py", "listings.py", "wire/handshake.py", "wire/lines.py", "wire/http_client.py")
+INSIDE = (
+    *("pool.py", "connections.py", "keeper.py", "listening.py", "relisting.py", "upstream.py", "listings.py"),
+    *("wire/handshake.py", "wire/lines.py", "wire/http_client.py"),
+)
 """The pool and what it is made of; the runtimes beside them."""
 CLIENT_FACING = {*ROUTES, "resources/subscribe", "resources/unsubscribe"}
 

@@ -15,7 +15,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway.errors import UpstreamError, UpstreamLost, UpstreamUnavailable
 from gateway.listings import ListingStore
-from gateway.pool import Lease, Pool
+from gateway.pool import Bounds, Lease, Pool
 from gateway.upstream import Upstream
 from gateway.wire import envelope
 from tests.servers import DEADLINE_S, LocalRuntime, entry, until
@@ -62,10 +62,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(folder: Path, *entries: Entry) -> AsyncIterator[Bench]:
-    runtime, heard = LocalRuntime(), Heard()
+async def bench(
+    folder: Path, *entries: Entry, bounds: Bounds | None = None, runtime: LocalRuntime | None = None
+) -> AsyncIterator[Bench]:
+    runtime, heard = runtime or LocalRuntime(), Heard()
     async with anyio.create_task_group() as tasks:
-        pool = Pool(entries, lambda _: runtime, ListingStore(folder / "listings"), tasks, heard)
+        store = ListingStore(folder / "listings")
+        pool = Pool(entries, lambda _: runtime, store, tasks, heard, bounds or Bounds())
         yield Bench(pool, runtime, heard)
         tasks.cancel_scope.cancel()
     await until(lambda: not runtime.processes(), "no process is left")
