@@ -1,6 +1,6 @@
-"""The one request the benchmark makes, and the check that an answer is its answer.
+"""The requests the benchmark makes, and the check that an answer is the answer to its request.
 
-Knows MCP's echo tool; no transport."""
+Knows two tools, echo and get_current_time; no transport."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ MODERN_META: Final = msgspec.json.encode(
         for key, value in {"protocolVersion": MODERN, "clientInfo": _INFO, "clientCapabilities": {}}.items()
     }
 )
+TIME_TOOL: Final = "get_current_time"
+TIME_ANSWER: Final = '{\n  "timezone": "Asia/Tokyo",'
+"""How the time server's answer begins; the rest is the time."""
 INITIALIZED: Final = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
@@ -52,27 +55,49 @@ class _Answer(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
+_decode_result = msgspec.json.Decoder(_Result).decode
 
 
 def call(tool: bytes, id: int, era: Era = "legacy") -> bytes:
-    """A tools/call whose argument no other call of its caller has."""
+    """A tools/call; an echo's argument no other call of its caller has."""
+    return b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":%b}' % (id, params(tool, id, era))
+
+
+def params(tool: bytes, id: int, era: Era = "legacy") -> bytes:
+    """What `call` asks."""
     meta = b',"_meta":' + MODERN_META if era == "modern" else b""
-    return (
-        b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":{"message":"call %d"}%b}}'
-        % (id, tool, id, meta)
-    )
+    arguments = b'"timezone":"Asia/Tokyo"' if tool.endswith(TIME_TOOL.encode()) else b'"message":"call %d"' % id
+    return b'{"name":"%b","arguments":{%b}%b}' % (tool, arguments, meta)
 
 
 def check(message: bytes, reply_prefix: str) -> int:
-    """The id that the message answers.
+    """The id that the message answers. `reply_prefix` is what comes before the text echoed, or `TIME_ANSWER`.
 
     Raises:
-        WrongAnswer: it is no echo of that call.
+        WrongAnswer: it is no answer to that call.
     """
     try:
         answer = _decode(message)
     except msgspec.DecodeError as exc:
         raise WrongAnswer(f"{exc}: {message[:300]!r}") from exc
-    if answer.result.isError or answer.result.content[0].text != f"{reply_prefix}call {answer.id}":
-        raise WrongAnswer(repr(message[:300]))
+    _check(answer.result, answer.id, reply_prefix)
     return answer.id
+
+
+def check_result(result: bytes, id: int, reply_prefix: str) -> None:
+    """The same for a result without its envelope.
+
+    Raises:
+        WrongAnswer: it is no answer to that call.
+    """
+    try:
+        _check(_decode_result(result), id, reply_prefix)
+    except msgspec.DecodeError as exc:
+        raise WrongAnswer(f"{exc}: {result[:300]!r}") from exc
+
+
+def _check(result: _Result, id: int, reply_prefix: str) -> None:
+    text = result.content[0].text
+    right = text.startswith(TIME_ANSWER) if reply_prefix == TIME_ANSWER else text == f"{reply_prefix}call {id}"
+    if result.isError or not right:
+        raise WrongAnswer(f"{text[:300]!r} to call {id}")

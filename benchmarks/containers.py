@@ -60,9 +60,9 @@ class Engine:
             return True
         return False
 
-    def of_gateway(self, gateway_id: str) -> dict[str, Any]:
-        """The one container of a gateway, as `docker inspect` shows it."""
-        filters = quote(json.dumps({"label": [f"lockgate.gateway={gateway_id}"]}))
+    def of_gateway(self, gateway_id: str, server: str) -> dict[str, Any]:
+        """The container of one of a gateway's servers, as `docker inspect` shows it."""
+        filters = quote(json.dumps({"label": [f"lockgate.gateway={gateway_id}", f"lockgate.server={server}"]}))
         (found,) = self.ask("GET", f"/containers/json?filters={filters}")
         inspected: dict[str, Any] = self.ask("GET", f"/containers/{found['Id']}/json")
         return inspected

@@ -39,25 +39,7 @@ class GatewayProcess:
     """The label on its containers."""
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True)
-        # JSON is YAML.
-        catalog = {
-            "version": 1,
-            "servers": {id: {"title": id, "description": "Echoes.", **entry} for id, entry in self.servers.items()},
-            "profiles": {PROFILE: {"title": "Benchmark", "servers": list(self.servers)}},
-        }
-        (self.folder / "catalog.yaml").write_text(json.dumps(catalog))
-        env = {name: value for name, value in os.environ.items() if not name.startswith("LOCKGATE_")}
-        env |= {name: os.environ[name] for name in ("LOCKGATE_CACHE_DIR", "LOCKGATE_DOCKER_HOST") if name in os.environ}
-        env |= {
-            "LOCKGATE_STATE_DIR": str(self.folder / "state"),
-            "LOCKGATE_CATALOG": str(self.folder / "catalog.yaml"),
-            "LOCKGATE_PROFILE": PROFILE,
-            "LOCKGATE_RUNTIME": self.runtime,
-            "LOCKGATE_PORT": "0",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-        }
+        env = environment(self.folder, self.runtime, self.servers)
         log = (self.folder / "stderr.log").open("w")
         self._process = subprocess.Popen(
             [*command(), "serve", "--no-model"],
@@ -102,6 +84,29 @@ class GatewayProcess:
 
     def __exit__(self, *exc: object) -> None:
         self._stop()
+
+
+def environment(folder: Path, runtime: str, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Make a gateway's folder with its catalog; what its process finds it by."""
+    folder.mkdir(parents=True)
+    # JSON is YAML.
+    catalog = {
+        "version": 1,
+        "servers": {id: {"title": id, "description": "Answers.", **entry} for id, entry in servers.items()},
+        "profiles": {PROFILE: {"title": "Benchmark", "servers": list(servers)}},
+    }
+    (folder / "catalog.yaml").write_text(json.dumps(catalog))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LOCKGATE_")}
+    env |= {name: os.environ[name] for name in ("LOCKGATE_CACHE_DIR", "LOCKGATE_DOCKER_HOST") if name in os.environ}
+    return env | {
+        "LOCKGATE_STATE_DIR": str(folder / "state"),
+        "LOCKGATE_CATALOG": str(folder / "catalog.yaml"),
+        "LOCKGATE_PROFILE": PROFILE,
+        "LOCKGATE_RUNTIME": runtime,
+        "LOCKGATE_PORT": "0",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def command() -> list[str]:

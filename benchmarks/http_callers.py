@@ -154,13 +154,13 @@ class HttpCallers:
         self._parts = urlsplit(url)
         self._tool = tool
         self._prefix = reply_prefix
-        self._count = count
+        self.count = count
         self._callers: list[HttpCaller] = []
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         parts = self._parts
-        for _ in range(self._count):
+        for _ in range(self.count):
             _, caller = await loop.create_connection(
                 lambda: HttpCaller(parts.netloc, parts.path, self._tool, self._prefix, self._era),
                 parts.hostname or "",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,7 +25,7 @@ DRAIN_TIMEOUT_S: Final = 20.0
 
 
 class Order(msgspec.Struct, omit_defaults=True):
-    """One sample to take. Exactly one of `url`, `argv` and `container` says where the server is."""
+    """One sample to take. Exactly one of `url`, `argv`, `container` and `door` says where the server is."""
 
     tool: str
     reply_prefix: str
@@ -39,6 +39,8 @@ class Order(msgspec.Struct, omit_defaults=True):
     container: str = ""
     socket: str = ""
     """The Docker Engine's socket file."""
+    door: bool = False
+    """Call the door of the gateway in this process, if there is one (benchmarks/embedded.py)."""
     gateway_pids: tuple[int, ...] = ()
     server_pids: tuple[int, ...] = ()
 
@@ -58,6 +60,8 @@ class Sample(msgspec.Struct):
 
 class Callers(Protocol):
     """Some callers of one server. Each has at most one call open, and makes the next from the answer's callback."""
+
+    count: int
 
     async def open(self) -> None: ...
 
@@ -152,16 +156,16 @@ async def take(order: Order, callers: Callers) -> Sample:
         return await meter.finished
 
 
-async def work() -> None:
+async def work(callers_for: Callable[[Order], Callers] = callers_for) -> None:
     """Obey orders until stdin ends. HTTP callers sign on for each sample; a pipe or attach stream stays open."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
-    streams: dict[tuple[str, ...], Callers] = {}
+    streams: dict[tuple[object, ...], Callers] = {}
     decoder = msgspec.json.Decoder(Order)
     while line := await reader.readline():
         order = decoder.decode(line)
-        key = order.argv or (order.container,)
+        key = order.argv or (order.container, order.door and order.tool)
         callers = streams.get(key) if not order.url else None
         if callers is None:
             callers = callers_for(order)
@@ -169,7 +173,7 @@ async def work() -> None:
                 await callers.open()
             if not order.url:
                 streams[key] = callers
-        if isinstance(callers, PipedCallers | AttachedCallers):
+        if not isinstance(callers, HttpCallers):
             callers.count = order.callers
         if isinstance(callers, PipedCallers):
             order.server_pids = callers.pids

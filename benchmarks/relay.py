@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,19 +19,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.figures import Cell, cell_of, summary, table
+from benchmarks.figures import Cell, attach_readings, cell_of, summary, table
 from benchmarks.gateways import ROOT
-from benchmarks.load import Order, Sample
+from benchmarks.generators import Load
+from benchmarks.load import Sample
 from benchmarks.subjects import Subject, subjects
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "relay.json"
-LOAD_STOP_TIMEOUT_S: Final = 10.0
 BUSY: Final = 0.7
 """Load average of the last minute, before anything is started, above which figures say little."""
 
@@ -51,36 +50,6 @@ FULL: Final = Plan((1, 16, 64), rounds=9, seconds=0.2, warm_up_s=0.05)
 QUICK: Final = Plan((1, 16), rounds=4, seconds=0.15, warm_up_s=0.04)
 
 
-class Load:
-    """The load generator's process."""
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("load.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        return self
-
-    def take(self, order: Order) -> Sample:
-        """One sample; the load generator bounds its own time, and ends when an answer is wrong."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"relay: no sample of {order.tool} at {order.url or order.argv or order.container}")
-        return msgspec.json.decode(line, type=Sample)
-
-    def __exit__(self, *exc: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(LOAD_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
 def measure(load: Load, found: Sequence[Subject], plan: Plan) -> dict[str, dict[int, Cell]]:
     """All rounds. The two ways follow each other at once and take turns in going first."""
     samples: dict[tuple[str, int], list[tuple[Sample, Sample]]] = {}
@@ -91,10 +60,11 @@ def measure(load: Load, found: Sequence[Subject], plan: Plan) -> dict[str, dict[
                     msgspec.structs.replace(order, callers=callers, seconds=plan.seconds, warm_up_s=plan.warm_up_s)
                     for order in (subject.direct, subject.through)
                 )
+                by = subject.load or load
                 if number % 2:
-                    second, first = load.take(through), load.take(direct)
+                    second, first = by.take(through), by.take(direct)
                 else:
-                    first, second = load.take(direct), load.take(through)
+                    first, second = by.take(direct), by.take(through)
                 samples.setdefault((subject.name, callers), []).append((first, second))
         print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
     return {
@@ -127,12 +97,14 @@ def main() -> None:
     for subject in found:
         print(f"\n{table(subject.title, cells[subject.name].values())}")
     line = summary(cells)
+    readings = attach_readings(cells)
     RESULTS.parent.mkdir(exist_ok=True)
     report = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "took_s": round(time.monotonic() - began, 1),
         "plan": vars(plan),
         "machine": about,
+        "attach": readings,
         "summary": line,
         "cells": {name: list(by_callers.values()) for name, by_callers in cells.items()},
     }
@@ -140,6 +112,7 @@ def main() -> None:
     print(f"\n{report['took_s']} s, written to {RESULTS.relative_to(ROOT)}")
     if busy_before > BUSY:
         print(f"Something else was using this machine (load average {busy_before:.1f}): do not quote these figures.")
+    print(readings)
     print(line)
 
 

@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
+from benchmarks import answers
 from benchmarks.containers import Engine, Twin
-from benchmarks.gateways import GatewayProcess
+from benchmarks.gateways import GatewayProcess, environment
+from benchmarks.generators import Load
 from benchmarks.load import Order
 from benchmarks.processes import tree, tree_running
 from benchmarks.servers.running import FOLDER, python_server, running
@@ -38,6 +40,8 @@ class Subject:
     title: str
     direct: Order
     through: Order
+    load: Load | None = None
+    """Who takes both, if not the generator that takes the others."""
 
 
 def subjects(stack: ExitStack, folder: Path) -> Iterator[Subject]:
@@ -49,11 +53,12 @@ def subjects(stack: ExitStack, folder: Path) -> Iterator[Subject]:
     settings = read_settings(os.environ)
     everything = _installed(settings.cache_dir, shipped["everything"])
     engine = _engine(settings.docker_host)
+    plain = _packaged(shipped["time"])
     npm = _packaged(shipped["everything"])
     http = list(_http_servers(stack, shipped["everything"], everything))
     entries: dict[str, Mapping[str, Any]] = {name: {"remote": {"url": order.url}} for name, _, order in http}
     if engine is not None:
-        entries["everything"] = npm
+        entries |= {"everything": npm, "time": plain}
     main = GatewayProcess(folder / "main", "docker" if engine is not None else "process", entries)
     stack.enter_context(main)
     for name, title, direct in http:
@@ -63,14 +68,41 @@ def subjects(stack: ExitStack, folder: Path) -> Iterator[Subject]:
             yield Subject("sdk-modern", f"{title}, stateless callers", modern(direct), modern(through))
     yield from _processes(stack, folder, shipped["time"], npm if everything is not None else None, everything)
     if engine is not None:
-        original = engine.of_gateway(main.id)
-        twin = stack.enter_context(Twin(engine, original))
+        embedded = Load("embedded.py", environment(folder / "embedded", "docker", {"everything": npm, "time": plain}))
+        yield from _containers(stack, engine, main, stack.enter_context(embedded))
+
+
+def _containers(stack: ExitStack, engine: Engine, main: GatewayProcess, embedded: Load) -> Iterator[Subject]:
+    """Two servers, three readings of each: at the door of a gateway in the generator's own process, over HTTP against a
+    floor that has the same HTTP hop, and over HTTP against the bare attach socket."""
+    embedded_id = embedded.said()
+    for name, title, server, tool, prefix in (
+        ("container", "container, npm server-everything", "everything", "echo", EVERYTHING_PREFIX),
+        ("container-time", "container, mcp-server-time", "time", answers.TIME_TOOL, answers.TIME_ANSWER),
+    ):
+        ours = engine.of_gateway(embedded_id, server)
+        bare = _bare(stack, engine, ours, tool, prefix)
         yield Subject(
-            "container",
-            "container, npm server-everything",
-            Order("echo", EVERYTHING_PREFIX, container=twin.id, socket=engine.path, server_pids=tree(twin.pid)),
-            _through(main, "everything", EVERYTHING_PREFIX, tree(original["State"]["Pid"])),
+            f"{name}-door",
+            f"{title}, at the door",
+            bare,
+            Order(f"{server}__{tool}", prefix, door=True, server_pids=tree(ours["State"]["Pid"])),
+            embedded,
         )
+        theirs = engine.of_gateway(main.id, server)
+        through = _through(main, server, prefix, tree(theirs["State"]["Pid"]), tool)
+        twin = stack.enter_context(Twin(engine, theirs))
+        argv = [sys.executable, str(FOLDER / "attached.py")]
+        port, pid = stack.enter_context(running(lambda port: [*argv, str(port), engine.path, twin.id]))  # noqa: B023
+        hop = Order(tool, prefix, url=f"http://127.0.0.1:{port}/mcp", server_pids=(pid, *tree(twin.pid)))
+        yield Subject(f"{name}-hop", f"{title}, against the same HTTP hop", hop, through)
+        yield Subject(name, f"{title}, against no HTTP", _bare(stack, engine, theirs, tool, prefix), through)
+
+
+def _bare(stack: ExitStack, engine: Engine, original: dict[str, Any], tool: str, prefix: str) -> Order:
+    """Calls over the attach socket of a container like the original."""
+    twin = stack.enter_context(Twin(engine, original))
+    return Order(tool, prefix, container=twin.id, socket=engine.path, server_pids=tree(twin.pid))
 
 
 def modern(order: Order) -> Order:
@@ -78,9 +110,11 @@ def modern(order: Order) -> Order:
     return msgspec.structs.replace(order, era="modern")
 
 
-def _through(gateway: GatewayProcess, server: str, prefix: str, server_pids: tuple[int, ...]) -> Order:
+def _through(
+    gateway: GatewayProcess, server: str, prefix: str, server_pids: tuple[int, ...], tool: str = "echo"
+) -> Order:
     url = f"{gateway.url}/mcp"
-    return Order(f"{server}__echo", prefix, url=url, gateway_pids=(gateway.pid,), server_pids=server_pids)
+    return Order(f"{server}__{tool}", prefix, url=url, gateway_pids=(gateway.pid,), server_pids=server_pids)
 
 
 def _http_servers(

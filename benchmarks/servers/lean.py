@@ -12,7 +12,7 @@ import uvicorn
 
 KEEP_ALIVE_S = 600
 TOOL = {"name": "echo", "inputSchema": {"type": "object", "properties": {"message": {"type": "string"}}}}
-_JSON = (b"content-type", b"application/json")
+JSON = (b"content-type", b"application/json")
 
 
 class Params(msgspec.Struct):
@@ -51,22 +51,27 @@ def answer(message: Message) -> bytes:
             return b'"error":{"code":-32601,"message":"Method not found"}'
 
 
+async def body_of(receive: Any) -> bytes:
+    """The whole body of a request."""
+    parts, more = [], True
+    while more:
+        event = await receive()
+        parts.append(event["body"])
+        more = event["more_body"]
+    return b"".join(parts)
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """The ASGI application."""
     status, body = 405, b""
     if scope["method"] == "POST":
-        parts, more = [], True
-        while more:
-            event = await receive()
-            parts.append(event["body"])
-            more = event["more_body"]
-        message = _decoder.decode(b"".join(parts))
+        message = _decoder.decode(await body_of(receive))
         status = 202
         if bytes(message.id):
             status, body = 200, b'{"jsonrpc":"2.0","id":%b,%b}' % (bytes(message.id), answer(message))
     elif scope["method"] == "DELETE":
         status = 200
-    headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"mcp-session-id", b"lean")]
+    headers = [JSON, (b"content-length", b"%d" % len(body)), (b"mcp-session-id", b"lean")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
