@@ -133,7 +133,13 @@ class AdminApi:
         entry, attempts = server.entry, server.log.attempts
         reach = "none" if entry.network == "none" else "hosts" if entry.hosts else "internet"
         return JSONResponse(
-            {"reach": reach, "hosts": entry.hosts, "attempts": attempts.rows(), "unaudited": attempts.unaudited}
+            {
+                "reach": reach,
+                "hosts": entry.hosts,
+                "attempts": attempts.rows(),
+                "unaudited": attempts.unaudited,
+                "uncounted": attempts.uncounted,
+            }
         )
 
     async def _start(self, request: Request) -> Response:

@@ -93,6 +93,8 @@ def egress(id: ServerId, as_json: AsJson = False) -> None:
         table.add_row(verdict, row["host"], str(row["port"]), row["via"], str(row["times"]), at, row["reason"])
     if found["attempts"]:
         out.print(table)
+    if found["uncounted"]:
+        typer.echo(f"and {found['uncounted']} more, too many at once to be told apart")
 
 
 @app.command("start")

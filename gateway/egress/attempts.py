@@ -41,6 +41,8 @@ class Attempts:
         self._audited = 0
         self.unaudited = 0
         """Denied attempts that were only counted."""
+        self.uncounted = 0
+        """Attempts of which the filter told nothing but their number: there were too many at once."""
 
     def add(self, attempt: Attempt, audit: Callable[[Attempt], None]) -> None:
         now = time.time()

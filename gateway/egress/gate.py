@@ -174,6 +174,7 @@ class Gate:
                 int(said["port"]),
                 _shown(str(said["reason"])),
             )
+            left_out = int(said["left_out"])
         except (WireError, AttributeError, KeyError, TypeError, ValueError):
             self._log.write("gateway", "the egress filter said something that cannot be read")
             return
@@ -181,6 +182,7 @@ class Gate:
             self._log.write(
                 "gateway", f"egress denied: {attempt.host}:{attempt.port} ({attempt.via}): {attempt.reason}"
             )
+        self._log.attempts.uncounted += left_out
         self._log.attempts.add(attempt, self._report)
 
     def lost(self, reason: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ PROXY_PORT = 3128
 WEB_PORTS = (80, 443)
 MAX_CONNECTIONS = 128
 MAX_UDP_BYTES = 512
+REPORTS_AT_ONCE = 100.0
+REPORTS_A_SECOND = 10.0
 FIRST_BYTES_S = 10.0
 CONNECT_S = 10.0
 IDLE_S = 600.0
@@ -43,11 +46,36 @@ class Denied(Exception):
         self.port = port
 
 
-def report(denied: bool, via: str, host: str, port: int, reason: str = "") -> None:
-    """One line for the gateway."""
-    said = {"denied": denied, "via": via, "host": host[:253], "port": port, "reason": reason[:200]}
-    sys.stdout.write(json.dumps(said) + "\n")
+class Reporter:
+    """One line for the gateway for each connection and refused name, within reason: a server that tries without end
+    keeps the filter busy, and not the gateway. What was left out is counted in the next line."""
+
+    def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._room = REPORTS_AT_ONCE
+        self._at = clock()
+        self._left_out = 0
+
+    def __call__(self, denied: bool, via: str, host: str, port: int, reason: str = "") -> None:
+        now = self._clock()
+        self._room = min(REPORTS_AT_ONCE, self._room + (now - self._at) * REPORTS_A_SECOND)
+        self._at = now
+        if self._room < 1:
+            self._left_out += 1
+            return
+        self._room -= 1
+        said = {"denied": denied, "via": via, "host": host[:253], "port": port, "reason": reason[:200]}
+        self._write(json.dumps({**said, "left_out": self._left_out}) + "\n")
+        self._left_out = 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line)
     sys.stdout.flush()
+
+
+report = Reporter(_say)
 
 
 class Filter:

@@ -72,6 +72,29 @@ def sweep_engine(client: docker.APIClient, container: str, since: int, until: in
         assert_absent("docker volume inspect", text(volume), values)
 
 
+def sweep_whole_engine(client: docker.APIClient, since: int, until: int, values: Iterable[str]) -> int:
+    """Look into everything the engine knows of anything, and has said since; how many things there were."""
+    values = list(values)
+    told = [("docker events", b"".join(client.events(since=since, until=until, decode=False)))]
+
+    def known(where: str, found: Any) -> None:
+        told.append((where, json.dumps(found, ensure_ascii=False, default=str).encode()))
+
+    known("docker info", client.info())
+    known("docker network ls", client.networks())
+    known("docker volume ls", client.volumes())
+    known("docker ps", client.containers(all=True))
+    for image in client.images():
+        try:
+            known("docker image inspect", client.inspect_image(image["Id"]))
+            known("docker history", client.history(image["Id"]))
+        except docker.errors.ImageNotFound:
+            continue  # another test's, removed meanwhile
+    for where, data in told:
+        assert_absent(where, data, values)
+    return len(told)
+
+
 def sweep_layers(client: docker.APIClient, container: str, folder: Path, values: Iterable[str]) -> int:
     """Look into the container's own layer on top of its image, as `docker export` gives it; how many files there were
     that the image does not have."""

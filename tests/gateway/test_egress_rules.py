@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import ssl
 import struct
 from contextlib import suppress
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from catalog import Entry
 from gateway.egress import dns, sniff
 from gateway.egress.attempts import MAX_AUDITED_A_MINUTE, MAX_KEPT, Attempt, Attempts
-from gateway.egress.proxy import Denied, Filter
+from gateway.egress.proxy import Denied, Filter, Reporter
 from gateway.egress.rules import Rules, canonical, parse
 
 LISTED = ("api.example.com:443", "*.wild.example:8443", "10.1.0.0/16:5432", "[2001:db8::/32]:443", "192.0.2.7:22")
@@ -306,3 +307,17 @@ def test_attempts_are_counted_bounded_and_audited_within_reason() -> None:
     assert (rows[-1]["host"], rows[-1]["times"]) == ("a.example", 2)
     assert MAX_AUDITED_A_MINUTE <= len(audited) <= 2 * MAX_AUDITED_A_MINUTE  # the minute may have turned meanwhile
     assert attempts.unaudited == MAX_KEPT * 3 - len(audited)
+
+
+def test_the_filter_tells_of_many_attempts_at_once_in_few_lines() -> None:
+    told: list[str] = []
+    now = 0.0
+    reporter = Reporter(told.append, lambda: now)
+    for _ in range(10_000):
+        reporter(True, "dns", "x.example", 53, "y")
+    assert len(told) == 100
+    now = 1.0
+    reporter(True, "dns", "z.example", 53, "y")
+    assert json.loads(told[-1])["left_out"] == 10_000 - 100
+    reporter(True, "dns", "z.example", 53, "y")
+    assert json.loads(told[-1])["left_out"] == 0

@@ -4,6 +4,8 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,15 @@ from anyio import to_thread
 from catalog import Mount, Secret, Volume
 from gateway.errors import UpstreamError, UpstreamUnavailable
 from gateway.mounts import MountGuard
-from tests.gateway.leaks import assert_absent, sweep_engine, sweep_files, sweep_layers, sweep_processes
-from tests.gateway.sandboxes import base_image, probe_entry, sandbox
+from tests.gateway.leaks import (
+    assert_absent,
+    sweep_engine,
+    sweep_files,
+    sweep_layers,
+    sweep_processes,
+    sweep_whole_engine,
+)
+from tests.gateway.sandboxes import base_image, engine, probe_entry, sandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -25,6 +34,18 @@ CANARIES = {
     "probe.uuid": "1c7d6ab0-55d5-4b77-a3c6-f0d1b3b1c0de",
     "probe.digits": "90817263544536271800",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sweep() -> Iterator[None]:
+    """After all tests of this file, not one value is anywhere in the engine, its images or its events."""
+    client = engine()
+    since = int(time.time())
+    with closing(client):
+        yield
+        assert sweep_whole_engine(client, since, int(time.time()) + 1, CANARIES.values()) > 5
+
+
 GIVEN = (
     Secret(name="probe.key", env="KEY"),
     Secret(name="probe.file", file="token"),
