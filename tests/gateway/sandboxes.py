@@ -64,8 +64,11 @@ def probe_entry(image: str, **parts: Any) -> Entry:
 class Sandbox:
     """One running probe."""
 
-    def __init__(self, runtime: DockerRuntime, client: docker.APIClient, channel: Channel, upstream: Upstream) -> None:
+    def __init__(
+        self, runtime: DockerRuntime, client: docker.APIClient, channel: Channel, upstream: Upstream, run: Run
+    ) -> None:
         self.runtime = runtime
+        self.run_of_it = run
         self.client = client
         self.channel = channel
         self.upstream = upstream
@@ -122,7 +125,7 @@ async def sandbox(
             try:
                 with anyio.fail_after(START_S):
                     await upstream.open(channel)
-                yield Sandbox(runtime, client, channel, upstream)
+                yield Sandbox(runtime, client, channel, upstream, run)
             finally:
                 await channel.close()
         finally:

@@ -21,7 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gateway.egress.attempts import Attempt
 from gateway.egress.gate import own_addresses
 from gateway.errors import UpstreamUnavailable
-from tests.gateway.sandboxes import base_image, engine, probe_entry, sandbox
+from gateway.images import ImageStore
+from gateway.runs import Run
+from gateway.runtimes.docker import DockerRuntime
+from tests.gateway.sandboxes import base_image, docker_url, engine, probe_entry, sandbox
 from tests.servers import DEADLINE_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
@@ -241,3 +244,32 @@ async def test_an_engine_that_puts_the_host_on_the_servers_network_is_refused(
     client = engine()
     with closing(client):
         assert not [one["Name"] for one in client.networks() if one["Name"].startswith("lockgate-probe-net")]
+
+
+@pytest.mark.sec("SEC-074")
+async def test_what_a_dead_gateway_left_of_a_filter_is_swept(
+    internet: Internet, tmp_path: Path, cache_dir: Path
+) -> None:
+    entry = probe_entry(await base_image(cache_dir), network="internet", hosts=HOSTS)
+    client = engine()
+
+    def left() -> list[str]:
+        label = {"label": f"lockgate.gateway={gateway}"}
+        found = [*client.networks(filters=label), *client.containers(all=True, filters=label)]
+        return [one["Id"] for one in found]
+
+    async with sandbox(cache_dir, tmp_path, entry, egress_network=internet.network) as box:
+        gateway = (await box.inspect())["Config"]["Labels"]["lockgate.gateway"]
+        assert len(await to_thread.run_sync(left)) == 3  # server, filter, network
+        box.run_of_it.__exit__(None, None, None)  # as the system does when the process dies
+        with Run(tmp_path / "state") as run:
+            images = ImageStore(cache_dir, docker_url=docker_url(), run=run)
+            again = DockerRuntime(docker_url(), images, tmp_path / "volumes", run)
+            assert await again.probe() is None
+            deadline = time.monotonic() + DEADLINE_S * 3
+            while await to_thread.run_sync(left):
+                assert time.monotonic() < deadline, "something is left"
+                assert again.reconciler is not None
+                await again.reconciler.sweep()
+            await again.aclose()
+    client.close()
