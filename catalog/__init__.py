@@ -9,7 +9,7 @@ from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
 from catalog.loader import find_shipped_catalog, load_catalog
 from catalog.lock import Lock, read_lock, write_lock
-from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Volume
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Profile
 from catalog.publisher import Identity, Publisher
@@ -39,6 +39,7 @@ __all__ = [
     "Remote",
     "Secret",
     "Setting",
+    "Tasks",
     "Volume",
     "difference",
     "find_shipped_catalog",

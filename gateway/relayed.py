@@ -113,6 +113,7 @@ def answered(view: Surface, table: Tasks, task: RelayedTask, method: str, reply:
 
     Raises:
         UnknownName: the server knows the task no more.
+        UpstreamInvalid: it answered something else.
     """
     server = task.target.server
     if reply.result is None:
@@ -122,7 +123,7 @@ def answered(view: Surface, table: Tasks, task: RelayedTask, method: str, reply:
         return reply
     if method != tasks.GET:
         return reply
-    members = envelope.fields(reply.result)
+    members = _state(server, reply.result)
     if "result" in members:
         members["result"] = Raw(surface.rewrite_uris(view, server, "tools/call", bytes(members["result"])))
     task.seen(members)
@@ -197,7 +198,7 @@ class Follower:
         reply = await _reply(upstream, tasks.GET, {"taskId": envelope.raw(id)}, facts)
         if reply.result is None:
             raise errors.UpstreamRefused(f"server {upstream.server} lost its task", _code(reply.error))
-        return envelope.fields(reply.result)
+        return _state(upstream.server, reply.result)
 
     def withdraw(self, upstream: Upstream, id: str) -> None:
         """Tell the server that nobody waits for a task any more; nobody waits for its answer either."""
@@ -234,6 +235,20 @@ async def _reply(upstream: Upstream, method: str, members: Fields, facts: Caller
     finally:
         upstream.cancel(call, "the caller withdrew the request")
     return item
+
+
+def _state(server: str, result: bytes) -> Fields:
+    """A task's state as the server gives it.
+
+    Raises:
+        UpstreamInvalid: it is none.
+    """
+    try:
+        members = envelope.fields(result)
+        envelope.fields(members.get("inputRequests", envelope.ABSENT))
+    except WireError as exc:
+        raise errors.UpstreamInvalid(f"server {server} gave no valid state of its task") from exc
+    return members
 
 
 def _outcome(state: Fields, followed: Followed, ticket: Ticket) -> Reply | InputRequired | None:

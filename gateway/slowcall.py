@@ -152,14 +152,10 @@ class SlowCall(Task):
     def _settle(self, reply: Reply) -> None:
         if not self.open:
             return
-        self.result, self.error = reply.result, reply.error
-        if self.result is not None:
-            members = envelope.fields(self.result)
-            members.setdefault("resultType", Raw(b'"complete"'))
-            self.result = envelope.encode(members)
-            if not self._owner.has_room(self, len(self.result)):
-                self.result = None
-                self.error = _error(envelope.INTERNAL_ERROR, "the result finds no room beside others not yet fetched")
+        self.result, self.error = _complete(reply)
+        if self.result is not None and not self._owner.has_room(self, len(self.result)):
+            self.result = None
+            self.error = _error(envelope.INTERNAL_ERROR, "the result finds no room beside others not yet fetched")
         self._end("completed" if self.result is not None else "failed")
 
     def _end(self, status: Status) -> None:
@@ -283,6 +279,18 @@ class SlowCall(Task):
         self._owner.released(self)
         if self.work is not None:
             self.work.cancel()
+
+
+def _complete(reply: Reply) -> tuple[bytes | None, bytes | None]:
+    """The result, as this revision wants it, or the error of a call that is over."""
+    if reply.result is None:
+        return None, reply.error
+    try:
+        members = envelope.fields(reply.result)
+    except WireError:
+        return None, _error(envelope.INTERNAL_ERROR, "the server's result is not an object")
+    members.setdefault("resultType", Raw(b'"complete"'))
+    return envelope.encode(members), None
 
 
 async def _ignore(notice: Notice) -> None:

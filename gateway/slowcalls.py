@@ -55,9 +55,16 @@ class SlowCalls:
                 await asyncio.wait({work})
         except BaseException:
             if not slow.handed_out:
-                work.cancel()
+                self._abandon(work)
             raise
         return work.result()
+
+    def _abandon(self, work: asyncio.Task[Reply | InputRequired]) -> None:
+        """The client is gone, perhaps in the very moment in which its call came to a question."""
+        if not work.done():
+            work.cancel()
+        elif not work.cancelled() and work.exception() is None and isinstance(outcome := work.result(), InputRequired):
+            self._door.give_up(outcome)
 
     def _handed_out(self, slow: SlowCall) -> Reply:
         reply = slow.hand_out()

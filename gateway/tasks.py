@@ -60,7 +60,7 @@ MISSING: Final[dict[str, object]] = {"requiredCapabilities": {"extensions": {EXT
 
 def is_task(result: bytes) -> bool:
     """Whether a result of `tools/call` is a task in place of the result."""
-    if b'"task"' not in result:
+    if b'"task"' not in result or result[:1] != b"{":
         return False
     return bytes(envelope.fields(result).get("resultType", b"")) == b'"task"'
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from catalog import ConfigInvalid, Entry, Limits, Mount, Package, Remote, Secret, Volume
+from catalog import ConfigInvalid, Entry, Limits, Mount, Package, Remote, Secret, Tasks, Volume
 from catalog.reference import check_id, check_image, check_remote_url, check_target
 from tests.catalog.files import BOX, IMAGE, document, load, only_problem, problems
 
@@ -81,6 +81,7 @@ volumes:
   - {{name: data, target: /data}}
 network: internet
 limits: {{memory_mib: 1024, cpus: 0.5, pids: 64, tmpfs_mib: 8, start_timeout_s: 5, call_timeout_s: 2.5, idle_s: 9}}
+tasks: {{after_s: 0, only: [put]}}
 categories: [files, data]
 license: MIT
 source: https://box.example/source
@@ -105,6 +106,7 @@ tools: [open, shut.tight]
         secrets=(Secret(name="box.api_key", env="BOX_KEY", required=False),),
         volumes=(Volume(name="data", target="/data"),),
         network="internet",
+        tasks=Tasks(after_s=0, only=("put",)),
         limits=Limits(
             memory_mib=1024,
             cpus=0.5,
@@ -509,6 +511,22 @@ def test_exact_versions_of_both_ecosystems_are_accepted(ecosystem: str, version:
 )  # fmt: skip
 def test_limit_out_of_range_or_not_in_plain_digits_is_refused(tmp_path: Path, limits: str) -> None:
     assert refusal(tmp_path, BOX + f"limits: {{{limits}}}\n").startswith("limits.")
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        "after_s: -1",
+        "after_s: 3601",
+        'after_s: "2"',
+        "after_s: yes",
+        "only: [a, a]",
+        'only: [""]',
+        "only: a",
+    ],
+)
+def test_wrong_word_on_tasks_is_refused(tmp_path: Path, tasks: str) -> None:
+    assert refusal(tmp_path, BOX + f"tasks: {{{tasks}}}\n").startswith("tasks.")
 
 
 @pytest.mark.parametrize("key", ["1A", "A-B", "A B", "A=B", "\u0410", ""])

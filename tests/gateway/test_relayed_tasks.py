@@ -210,6 +210,24 @@ async def test_tasks_of_the_gateways_own_are_for_servers_that_make_none(tmp_path
         assert (await call(place, "b__hold"))["resultType"] == "complete"
 
 
+async def test_a_server_that_answers_nonsense_costs_its_own_task(tmp_path: Path) -> None:
+    plain = {"package": dict(LOCAL), "command": tasker(plain=True), "tasks": {"after_s": 0.0}}
+    async with running(tmp_path, {"a": tasker(), "b": plain}) as place:
+        id = await task(place, "a__job", {"key": "k"})
+        await call(place, "a__state", {"key": "k", "state": {"status": "input_required", "inputRequests": ["x"]}})
+        refusal = await error(place, "tasks/get", {"taskId": id})
+        assert refusal["code"] == -32603
+        assert "state" in refusal["message"]
+        await call(
+            place, "a__state", {"key": "k", "state": {"status": 5, "ttlMs": -1, "inputRequests": {}, "result": "x"}}
+        )
+        assert (await get(place, id))["ttlMs"] == 86_400_000
+        for raw in ("task", ["task"], 5, None):
+            own = await task(place, "b__hold", {"raw": raw})
+            assert (await reaches(place, own, "completed", "failed"))["status"] == "failed"
+        assert (await call(place, "a__hold"))["resultType"] == "complete"
+
+
 # -- followed ------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,8 @@ def call(params: dict[str, Any], takes_tasks: bool) -> dict[str, Any]:
             return text(log)
         case "pid":
             return text(str(os.getpid()))
+        case "hold" if "raw" in arguments:
+            return arguments["raw"]
         case "crash":
             os._exit(3)
         case name:
