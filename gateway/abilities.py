@@ -30,8 +30,8 @@ def lacking(entry: Entry) -> Iterator[str]:
         yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
     if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
-    if entry.per_call:
-        yield "runs one container for each call, which this gateway does not do yet"
+    if any(tool.engine_socket for tool in entry.per_call):
+        yield "needs the Docker Engine's own socket, which is as much as root on this machine and is given to nobody"
 
 
 def _has_its_token(entry: Entry) -> bool:

@@ -124,7 +124,11 @@ class Keeper:
         entry = server.entry
         if server.state != "running":
             server.state = "starting"
-        old_transport = entry.transport == "sse" or (entry.remote is not None and entry.remote.transport == "sse")
+        old_transport = (
+            bool(entry.per_call)
+            or entry.transport == "sse"
+            or (entry.remote is not None and entry.remote.transport == "sse")
+        )
         known: Era | None = "legacy" if old_transport else server.listing.era if server.listing is not None else None
         try:
             return await self._open(server, connection, runtime, known)

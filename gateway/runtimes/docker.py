@@ -25,16 +25,19 @@ from gateway.engine_address import EngineAddress
 from gateway.images import Image, ImageStore
 from gateway.mounts import MountGuard
 from gateway.runs import Run
-from gateway.runtimes.attach import AttachProtocol
+from gateway.runtimes import oneshot
+from gateway.runtimes.attach import AttachProtocol, Stream
 from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover, until_full
 from gateway.runtimes.inside import InsideChannel, Lifeline
 from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
+from gateway.runtimes.oneshot import Made
+from gateway.runtimes.percall import PerCallChannel, tool_entry
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.runtimes.specification import Given, ImageFacts, as_podman_takes_it, specification
 from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
-from gateway.wire.channel import Receiver
+from gateway.wire.channel import Channel, Receiver
 from gateway.wire.http_client import Answer, HttpFailure
 from gateway.wire.lines import LineChannel
 
@@ -105,7 +108,10 @@ class DockerRuntime:
         return self._client
 
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
-        await self._image(entry, log)
+        for tool in entry.per_call:
+            await self._image(tool_entry(entry, tool), log)
+        if not entry.per_call:
+            await self._image(entry, log)
 
     async def _image(self, entry: Entry, log: ServerLog) -> Image:
         self._require_client()
@@ -116,7 +122,10 @@ class DockerRuntime:
         except (errors.ImageError, CatalogError) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> DockerChannel | InsideChannel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
+        if entry.per_call:
+            self._require_client()
+            return PerCallChannel(self, entry, receiver, log)
         image = await self._image(entry, log)
         handed = await self._handover.collect(entry)
         if not entry.hosts:
@@ -133,6 +142,54 @@ class DockerRuntime:
                 raise errors.UpstreamUnavailable(text) from exc
             raise
 
+    # -- one container for one call ----------------------------------------------------------
+
+    async def make(self, entry: Entry, command: Sequence[str], log: ServerLog) -> Made:
+        """A container that runs the image's program with `command` and what it reads; made and not started.
+
+        Raises:
+            UpstreamUnavailable: it cannot be made; nothing is left.
+        """
+        image = await self._image(entry, log)
+        handed = await self._handover.collect(entry)
+        client = self._require_client()
+        name = self._run.hold(entry.id)
+        try:
+            given = await self._given(client, entry, name, handed, None, log, launched=True)
+            facts = await self._image_facts(client, image)
+            spec = specification(entry, image, facts, given)
+            spec |= {"Entrypoint": list(oneshot.ENTRYPOINT), "Cmd": [*facts.entrypoint, *command]}
+            created = await self._create(client, spec, name)
+        except BaseException as exc:
+            self._run.release(name)
+            with anyio.CancelScope(shield=True), suppress(*_Failures):
+                await self._remove(name)
+            if isinstance(exc, (*_Failures, errors.ImageError)):
+                text = f"the Docker Engine could not make a container for {entry.id}: {short(exc)}"
+                raise errors.UpstreamUnavailable(text) from exc
+            raise
+        try:
+            await self._handover.recheck(handed)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove(name)
+            raise
+        return Made(name, created["Id"], handed.opening())
+
+    async def run(self, made: Made) -> None:
+        """Start what `make` made.
+
+        Raises:
+            UpstreamUnavailable: the engine could not.
+        """
+        client = self._require_client()
+        try:
+            await self._engine.guard(lambda: client.start(made.id), shield=True)
+        except _Failures as exc:
+            raise errors.UpstreamUnavailable(f"the Docker Engine could not start {made.name}: {short(exc)}") from exc
+
+    # -- a server ----------------------------------------------------------------------------
+
     async def _open_gate(self, gate: Gate, log: ServerLog) -> None:
         base = await self._images.base("python", lambda line: log.write("gateway", line))
         address = self._engine.address.url
@@ -148,7 +205,7 @@ class DockerRuntime:
         over_http = entry.transport != "stdio" and image.origin == "published"
         name = self._run.hold(entry.id)
         try:
-            given = await self._given(client, entry, name, handed, gate, log, over_http=over_http)
+            given = await self._given(client, entry, name, handed, gate, log, launched=over_http)
             spec = specification(entry, image, await self._image_facts(client, image), given)
         except BaseException as exc:
             self._run.release(name)
@@ -211,7 +268,7 @@ class DockerRuntime:
         gate: Gate | None,
         log: ServerLog,
         *,
-        over_http: bool,
+        launched: bool,
     ) -> Given:
         """What this container is given beside its entry.
 
@@ -225,7 +282,7 @@ class DockerRuntime:
                 "another machine's"
             )
         volume = ""
-        if handed.needs_launcher or over_http:
+        if handed.needs_launcher or launched:
             volume = await self._launcher.volume(lambda line: log.write("gateway", line))
         uid = os.getuid()
         return Given(
@@ -258,7 +315,7 @@ class DockerRuntime:
             self._facts[image.id] = ImageFacts.of(inspected)
         return self._facts[image.id]
 
-    async def connect_attach(self, id: str, channel: LineChannel) -> AttachProtocol:
+    async def connect_attach(self, id: str, channel: Stream) -> AttachProtocol:
         path = f"/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"
         async with asyncio.timeout(ATTACH_TIMEOUT_S):
             _, protocol = await self._engine.dial(lambda: AttachProtocol(path, channel))

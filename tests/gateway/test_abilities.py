@@ -21,8 +21,11 @@ def test_plain_entry_lacks_nothing() -> None:
         ({"config": [{"name": "url", "required": True}]}, "is not configured: the setting url is missing"),
         ({"oauth": {"provider": "boxes"}}, "needs a sign-in at boxes"),
         (
-            {"image": None, "per_call": [{"name": "put", "description": "Puts.", "image": "example/put:1"}]},
-            "runs one container for each call",
+            {
+                "image": None,
+                "per_call": [{"name": "put", "description": "Puts.", "image": "a/put:1", "engine_socket": True}],
+            },
+            "needs the Docker Engine's own socket",
         ),
     ],
 )

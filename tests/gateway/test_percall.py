@@ -1,0 +1,229 @@
+"""Tools each call of which runs a container of its own: real containers, arguments of every kind, nothing left."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import docker
+import pytest
+from anyio import to_thread
+
+from catalog import Entry
+from gateway.errors import UpstreamUnavailable
+from gateway.images import ImageStore
+from gateway.mounts import MountGuard
+from gateway.runs import Run
+from gateway.runtimes.docker import DockerRuntime
+from gateway.runtimes.labels import GATEWAY
+from gateway.serverlog import ServerLog
+from gateway.upstream import Upstream
+from gateway.wire import envelope
+from gateway.wire.channel import Channel
+from tests.gateway.engines import client, engine_url
+from tests.servers import DEADLINE_S, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.docker]
+
+BUILD_S = 1800.0
+ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
+READ = "import pathlib, sys; print(pathlib.Path(sys.argv[1]).read_text())"
+FAIL = "import sys; print('half'); print('broken', file=sys.stderr); sys.exit(3)"
+FLOOD = "print('x' * 3_000_000)"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[docker.APIClient]:
+    found = client()
+    yield found
+    found.close()
+
+
+def tools(image: str) -> Entry:
+    def tool(name: str, *code: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "description": f"Does {name}.", "image": image, "command": ["python3", *code], **more}
+
+    args = {"name": "args", "type": "list", "arg": ""}
+    level = {"name": "level", "enum": ["low", "high"], "default": "low", "arg": "--level="}
+    path = {"name": "path", "required": True, "arg": ""}
+    return Entry.model_validate(
+        {
+            "id": "box",
+            "title": "Box",
+            "description": "Tools without a server.",
+            "limits": {"memory_mib": 128},
+            "per_call": [
+                tool("argv", "-c", ARGV, parameters=[args, level]),
+                tool("read", "-c", READ, parameters=[path], mounts=[{"config": "path"}]),
+                tool("fail", "-c", FAIL),
+                tool("flood", "-c", FLOOD),
+                tool("wait", "-c", "import time; time.sleep(3600)"),
+            ],
+        }
+    )
+
+
+class Place:
+    def __init__(self, runtime: DockerRuntime, entry: Entry, run: Run, engine: docker.APIClient, files: Path) -> None:
+        self.runtime = runtime
+        self.entry = entry
+        self.files = files
+        self._run = run
+        self._engine = engine
+        self.log = ServerLog()
+        self.upstream = Upstream("box", self.log, call_timeout_s=120, on_notification=lambda *_: None)
+        self.channel: Channel | None = None
+
+    async def open(self) -> None:
+        with anyio.fail_after(BUILD_S):
+            await self.runtime.prepare(self.entry, self.log)
+            self.channel = await self.runtime.start(self.entry, self.upstream, self.log)
+            await self.upstream.open(self.channel, "legacy")
+
+    async def call(self, tool: str, **arguments: Any) -> tuple[str, bool]:
+        members = {"name": envelope.raw(tool), "arguments": envelope.raw(arguments)}
+        with anyio.fail_after(DEADLINE_S * 6):
+            result = json.loads(await self.upstream.request("tools/call", members))
+        return result["content"][0]["text"], result["isError"]
+
+    def containers(self, *states: str) -> list[dict[str, Any]]:
+        label = {"label": f"{GATEWAY}={self._run.gateway}"}
+        found: list[dict[str, Any]] = self._engine.containers(all=True, filters=label)
+        return [one for one in found if not states or one["State"] in states]
+
+    async def spare(self) -> dict[str, Any]:
+        """The container that waits for the next call."""
+        with anyio.fail_after(DEADLINE_S):
+            while not (found := await to_thread.run_sync(self.containers, "created")):
+                await anyio.sleep(0.05)
+        return found[0]
+
+
+@pytest.fixture
+async def place(engine: docker.APIClient, tmp_path: Path, cache_dir: Path) -> AsyncIterator[Place]:
+    files = tmp_path / "files"
+    files.mkdir()
+    files.chmod(0o755)
+    with Run(tmp_path / "state") as run:
+        images = ImageStore(cache_dir, docker_url=engine_url(), run=run)
+        with anyio.fail_after(BUILD_S):
+            base = await images.base("python", lambda _: None)
+        guard = MountGuard([files], [])
+        runtime = DockerRuntime(engine_url(), images, tmp_path / "volumes", run, mounts=guard)
+        assert await runtime.probe() is None
+        place = Place(runtime, tools(base), run, engine, files)
+        await place.open()
+        yield place
+        with anyio.CancelScope(shield=True):
+            assert place.channel is not None
+            await place.channel.close()
+            await until(lambda: not place.containers(), "no container is left")
+            await runtime.aclose()
+
+
+async def test_a_tool_shows_all_its_parameters_and_which_are_required(place: Place) -> None:
+    raw = await place.upstream.list_all("tools/list", "tools")
+    listed = {tool["name"]: tool for tool in map(envelope.value, raw)}
+    assert list(listed) == ["argv", "read", "fail", "flood", "wait"]
+    assert listed["argv"]["inputSchema"] == {
+        "type": "object",
+        "properties": {
+            "args": {"type": "array", "items": {"type": "string"}},
+            "level": {"type": "string", "enum": ["low", "high"], "default": "low"},
+        },
+        "required": [],
+        "additionalProperties": False,
+    }
+    assert listed["read"]["inputSchema"]["required"] == ["path"]
+    assert place.containers() == []  # listing runs nothing
+
+
+async def test_arguments_arrive_as_they_are_and_stand_in_no_record_of_the_engine(
+    place: Place, engine: docker.APIClient
+) -> None:
+    odd = ["a b", "", "-n", "$(id)", "`id`", "'\"\\", "line\nbreak\n", "\t", "ünï", "*", "{{x}}", "x" * 8000]
+    assert await place.call("argv", args=odd) == (json.dumps([*odd, "--level=low"]) + "\n", False)
+    # The next call finds a container that was made, with nothing in it of a call.
+    spare = await place.spare()
+    seen = await to_thread.run_sync(engine.inspect_container, spare["Id"])
+    assert seen["Config"]["Cmd"] == ["python3", "-c", ARGV]
+    assert seen["HostConfig"]["NetworkMode"] == "none"
+    assert seen["HostConfig"]["ReadonlyRootfs"] is True
+    assert seen["HostConfig"]["CapDrop"] == ["ALL"]
+    assert seen["HostConfig"]["Memory"] == 128 * 1024 * 1024
+    assert await place.call("argv", args=["second"], level="high") == ('["second", "--level=high"]\n', False)
+    after = await place.spare()
+    assert after["Id"] != spare["Id"], "the container in reserve was not used"
+
+
+async def test_wrong_arguments_are_said_so_and_run_nothing(place: Place) -> None:
+    for arguments, said in (
+        ({"args": "text"}, "the argument args must be a list of texts"),
+        ({"level": "middle"}, "must be one of low, high"),
+        ({"levle": "low"}, 'there is no argument "levle"'),
+        ({"args": ["a\0b"]}, "contains a NUL character"),
+    ):
+        text, is_error = await place.call("argv", **arguments)
+        assert is_error
+        assert said in text
+    text, is_error = await place.call("read")
+    assert is_error
+    assert "the argument path is missing" in text
+    assert place.containers() == []
+
+
+async def test_a_program_that_fails_is_an_error_with_what_it_said(place: Place) -> None:
+    text, is_error = await place.call("fail")
+    assert is_error
+    assert "half" in text
+    assert "broken" in text
+    assert "exit code 3" in text
+
+
+async def test_endless_output_is_cut(place: Place) -> None:
+    text, is_error = await place.call("flood")
+    assert not is_error
+    assert text.endswith("(the rest of the output was cut)")
+    assert len(text) < 1_100_000
+
+
+async def test_a_folder_named_by_the_caller_is_mounted_only_below_an_approved_one(place: Place) -> None:
+    file = place.files / "letter.txt"
+    file.write_text("dear reader")
+    file.chmod(0o644)
+    assert await place.call("read", path=str(file)) == ("dear reader\n", False)
+    for path in ("/etc/passwd", str(place.files / "../x"), "relative", str(place.files.parent)):
+        try:
+            text, is_error = await place.call("read", path=path)
+        except UpstreamUnavailable as exc:
+            text, is_error = str(exc), True
+        assert is_error
+        assert "root:" not in text
+    (place.files / "link").symlink_to("/etc/passwd")
+    with pytest.raises(UpstreamUnavailable, match="symbolic link"):
+        await place.call("read", path=str(place.files / "link"))
+
+
+async def test_a_withdrawn_call_leaves_no_container(place: Place) -> None:
+    members = {"name": envelope.raw("wait"), "arguments": envelope.raw({})}
+    call = await place.upstream.start("tools/call", members)
+    with anyio.fail_after(DEADLINE_S * 3):
+        while not await to_thread.run_sync(place.containers, "running"):
+            await anyio.sleep(0.05)
+    place.upstream.cancel(call, "enough")
+    with anyio.fail_after(DEADLINE_S * 3):
+        while await to_thread.run_sync(place.containers, "running", "removing"):
+            await anyio.sleep(0.05)
+
+
+async def test_many_calls_at_once_are_all_answered(place: Place) -> None:
+    answers: dict[int, str] = {}
+
+    async def one(number: int) -> None:
+        answers[number], _ = await place.call("argv", args=[str(number)])
+
+    async with anyio.create_task_group() as group:
+        for number in range(12):
+            group.start_soon(one, number)
+    assert answers == {number: f'["{number}", "--level=low"]\n' for number in range(12)}
