@@ -62,7 +62,8 @@ class Hearing:
             UpstreamError: the server cannot be asked, or refuses.
         """
         target = self._readable(caller, uri)
-        callers = self._subscribers.setdefault((target.server, target.item), set())
+        key = (target.server, target.item)
+        callers = self._subscribers.setdefault(key, set())
         callers.add(caller)
         try:
             upstream = await self._door.connect(caller, target.server)
@@ -70,6 +71,8 @@ class Hearing:
                 await upstream.subscribe(target.item)
         except BaseException:
             callers.discard(caller)
+            if not callers and self._subscribers.get(key) is callers:
+                del self._subscribers[key]
             raise
 
     async def unsubscribe(self, caller: Caller, uri: str) -> None:
