@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from gateway import bridge
 from tests.gateway.callers import ACCEPT, JSON, Response, Session, Stream, message
 from tests.gateway.running import Place, running
 from tests.servers import DEADLINE_S, LOCAL, until
@@ -326,6 +327,25 @@ async def test_what_a_server_offers_only_to_clients_it_can_ask_is_listed_and_sta
             await session.call("a__change")
             await stream.until("notifications/tools/list_changed")
             assert await listed()
+
+
+async def test_a_call_that_waits_too_long_for_its_client_is_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "PARK_S", 0.2)
+    async with running(tmp_path, ASKING) as place:
+        first = await result(place, "tools/call", CALL, clientCapabilities=ABLE)
+        server = place.gateway.pool.servers["a"]
+        await until(
+            lambda: not any(one.upstream and one.upstream.in_flight for one in server.connections.values()), "it ended"
+        )
+        (key,) = first["inputRequests"]
+        params = {**CALL, "requestState": first["requestState"], "inputResponses": {key: {"roots": []}}}
+        answer = (await post(place, "tools/call", params, clientCapabilities=ABLE)).messages()[-1]
+        assert answer["error"]["code"] == -32602
+        # The connection it held is free for the next one.
+        again = await result(place, "tools/call", CALL, clientCapabilities=ABLE)
+        assert again["resultType"] == "input_required"
 
 
 async def test_an_answer_that_is_no_object_ends_the_call(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Knows nothing of the gateway."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -31,8 +31,9 @@ class Request(NamedTuple):
 
 class RemoteServer:
     """Options beside behaviour.py's: `stream` answers everything as an event stream, `listen` allows GET, `sessions`
-    gives out session ids, `pad` is put before each JSON answer, `raw` maps a JSON-RPC method to the bytes of a whole
-    HTTP answer, after which the connection is closed."""
+    gives out session ids, `kind` is another class than behaviour.py's, `old` speaks HTTP+SSE of revision 2024-11-05
+    (`endpoint` is the address it names), `pad` is put before each JSON answer, `raw` maps a JSON-RPC method to the
+    bytes of a whole HTTP answer, after which the connection is closed."""
 
     def __init__(self, **options: Any) -> None:
         self.options: dict[str, Any] = {"listen": True, "sessions": True} | options
@@ -41,11 +42,15 @@ class RemoteServer:
         self.sessions: set[str] = set()
         self._count = 0
         self.listeners: list[asyncio.StreamWriter] = []
-        self.behaviour = Behaviour(
-            self.options, self.say, lambda s, work: asyncio.get_running_loop().call_later(s, work)
-        )
+        self.behaviour = self._behaviour(self.say)
+        self.old: dict[str, tuple[Any, Callable[[str], None]]] = {}
+        """By the address to post to: the behaviour of that session, and the way to its stream."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._readers: set[asyncio.StreamReader] = set()
+
+    def _behaviour(self, unasked: Callable[[str], None]) -> Any:
+        kind = self.options.get("kind", Behaviour)
+        return kind(self.options, unasked, lambda s, work: asyncio.get_running_loop().call_later(s, work))
 
     @property
     def n_connections(self) -> int:
@@ -59,8 +64,7 @@ class RemoteServer:
     def say(self, message: str) -> None:
         """Send a message to everybody who listens."""
         for writer in self.listeners:
-            event = f"event: message\ndata: {message}\n\n".encode()
-            writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            _event(writer, f"event: message\ndata: {message}\n\n")
 
     def hang_up(self) -> None:
         """Break every connection at once."""
@@ -101,6 +105,8 @@ class RemoteServer:
                     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
                 )
                 self.listeners.append(writer)
+                if self.options.get("old"):
+                    self._open_old(writer)
                 await reader.read()
                 return False
             case "DELETE":
@@ -109,10 +115,24 @@ class RemoteServer:
                 writer.write(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
         return True
 
+    def _open_old(self, writer: asyncio.StreamWriter) -> None:
+        address = f"/messages?session={len(self.old)}"
+
+        def say(message: str) -> None:
+            _event(writer, f"event: message\ndata: {message}\n\n")
+
+        self.old[address] = (self._behaviour(say), say)
+        _event(writer, f"event: endpoint\ndata: {self.options.get('endpoint', address)}\n\n")
+
     async def _post(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         if (raw := self.options.get("raw", {}).get(request.rpc)) is not None:
             writer.write(raw)
             return False
+        if self.options.get("old"):
+            writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 8\r\n\r\nAccepted")
+            behaviour, say = self.old[request.target]
+            behaviour.handle(request.body.decode(), say)
+            return True
         extra = ""
         if self.options["sessions"]:
             if request.rpc == "initialize":
@@ -131,6 +151,13 @@ class RemoteServer:
         return True
 
 
+def _event(writer: asyncio.StreamWriter, event: str) -> None:
+    """One event as a chunk of its own; nothing if the other side has hung up."""
+    if not writer.is_closing():
+        data = event.encode()
+        writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
 async def _answer(messages: asyncio.Queue[str], writer: asyncio.StreamWriter, extra: str, options: Any) -> None:
     """JSON if nothing comes before the answer, else (or if the options say so) an event stream."""
     streaming = False
@@ -146,8 +173,7 @@ async def _answer(messages: asyncio.Queue[str], writer: asyncio.StreamWriter, ex
             streaming = True
             head = f"HTTP/1.1 200 OK\r\nContent-Type: {SSE}\r\n{extra}Transfer-Encoding: chunked\r\n\r\n"
             writer.write(head.encode())
-        event = f": hello\r\nid: 1\r\nevent: message\r\ndata: {message}\r\n\r\n".encode()
-        writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+        _event(writer, f": hello\r\nid: 1\r\nevent: message\r\ndata: {message}\r\n\r\n")
         if last:
             writer.write(b"0\r\n\r\n")
             return
