@@ -369,6 +369,6 @@ def test_the_command_printed_for_other_programs_is_an_absolute_path(docker_gatew
         return text if "Ctrl-C stops the gateway" in text else ""
 
     text = eventually("the screen is printed", screen, SEEN_S)
-    config = re.search(r'"command": "([^"]+)", "args": \["stdio"\]', text)
-    assert config is not None
-    assert Path(config[1]).is_absolute()
+    command = re.search(r"(\S+) client connect claude-code", text)
+    assert command is not None
+    assert Path(command[1]).is_absolute()
