@@ -1,13 +1,13 @@
 """Servers in containers: create, attach, start and remove through the Docker Engine API.
 
-Knows the life of a container; not what it may do (specification.py), how images come to be (images.py) nor what the
-frames mean (attach.py)."""
+Knows how containers begin and go; not what they may do (specification.py), how one is lived with (container.py), how
+images come to be (images/) nor what the frames mean (attach.py)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,24 +27,20 @@ from gateway.mounts import MountGuard
 from gateway.runs import Run
 from gateway.runtimes import oneshot
 from gateway.runtimes.attach import AttachProtocol, Stream
-from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover, until_full
+from gateway.runtimes.container import DockerChannel
+from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
 from gateway.runtimes.inside import InsideChannel, Lifeline
-from gateway.runtimes.launcher import CHANGED, REFUSED, Launcher
+from gateway.runtimes.launcher import Launcher
 from gateway.runtimes.oneshot import Made
 from gateway.runtimes.percall import PerCallChannel, tool_entry
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.runtimes.specification import Given, ImageFacts, as_podman_takes_it, specification
 from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
-from gateway.wire import envelope
 from gateway.wire.channel import Channel, Receiver
-from gateway.wire.http_client import Answer, HttpFailure
-from gateway.wire.lines import LineChannel
+from gateway.wire.http_client import Answer
 
 ATTACH_TIMEOUT_S: Final = 30.0
-EXIT_GRACE_S: Final = 3.0
-"""How long a server may take to exit once its stdin is closed, before it is killed."""
-EXPLAIN_TIMEOUT_S: Final = 1.0
 REMOVED_TIMEOUT_S: Final = 10
 
 _Failures: Final = (*EngineErrors, errors.EngineDown)
@@ -152,6 +148,7 @@ class DockerRuntime:
         """
         image = await self._image(entry, log)
         handed = await self._handover.collect(entry)
+        log.hide(handed.redactor)
         client = self._require_client()
         name = self._run.hold(entry.id)
         try:
@@ -362,121 +359,6 @@ class DockerRuntime:
         await self._engine.aclose()
         if client is not None:
             await to_thread.run_sync(client.close)
-
-
-class DockerChannel(LineChannel):
-    """The attach connection of one container, and the container's end."""
-
-    def __init__(
-        self,
-        runtime: DockerRuntime,
-        name: str,
-        id: str,
-        entry: Entry,
-        image: Image,
-        receiver: Receiver,
-        log: ServerLog,
-        gate: Gate | None = None,
-    ) -> None:
-        """The channel owns `gate` once it is returned from a start."""
-        super().__init__(receiver, log)
-        self._gate = gate
-        self.detail: Mapping[str, str] = {"container": name, "id": id[:12], "image": image.reference}
-        self._runtime = runtime
-        self._name = name
-        self._id = id
-        self._entry = entry
-        self._protocol: AttachProtocol | None = None
-        self._exit: Answer | None = None
-        self._explaining: asyncio.Task[None] | None = None
-        self._over_http = entry.transport != "stdio" and image.origin == "published"
-        self._closing = False
-        self._guarding: asyncio.Task[None] | None = None
-        self._over = ""
-        """Why the gateway itself ended it."""
-        self._launched = False
-        """The launcher starts the server."""
-        self._abandoned = False
-        """Its start failed: nobody waits for the reason of its end."""
-
-    async def attach(self, opening: bytes) -> None:
-        """`opening` is what the launcher reads before the server's own input."""
-        self._exit = self._runtime.wait_for_exit(self._id)
-        self._protocol = await self._runtime.connect_attach(self._id, self)
-        self._launched = bool(opening)
-        if opening and self._write_end is not None:
-            self._write_end.write(opening)
-
-    def guard(self, volumes: Sequence[Path]) -> None:
-        """End the server once its volumes hold more than they may."""
-
-        async def watch() -> None:
-            self._over = await until_full(volumes, self._entry.limits.volume_mib)
-            with suppress(errors.UpstreamUnavailable):
-                await self._runtime.remove(self._name)
-
-        self._guarding = asyncio.get_running_loop().create_task(watch())
-
-    def end(self, reason: str) -> None:
-        """The attach stream is over; find out why before telling the receiver."""
-        if self._abandoned:
-            super().end(reason)
-        elif self._explaining is None and not self.ended.is_set():
-            self._explaining = asyncio.get_running_loop().create_task(self._explain(reason))
-
-    async def _explain(self, reason: str) -> None:
-        with suppress(TimeoutError, HttpFailure, envelope.WireError, KeyError):
-            async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
-                if self._exit is not None:
-                    code = int(envelope.value(await self._exit.content())["StatusCode"])
-                    reason = self._exit_reason(code)
-        super().end(reason)
-
-    def _exit_reason(self, code: int) -> str:
-        if self._over:
-            return self._over
-        if code == 137 and not self._closing:
-            limit = self._entry.limits.memory_mib
-            return f"its container was killed (exit code 137), most likely by its memory limit of {limit} MiB"
-        if code in (REFUSED, CHANGED) and self._launched:
-            return f"its launcher stopped before the server ran (exit code {code}): {self.log.last(1)}"
-        if code in (126, 127):
-            # What Docker's init process and shells answer for a program that is not there or may not be executed.
-            what = "was not found" if code == 127 else "may not be executed"
-            return f"its program {what} in {self.detail['image']} (exit code {code}); look at command and args"
-        return f"its container ended with exit code {code}"
-
-    async def abandon(self) -> None:
-        self._abandoned = True
-        await self._disconnect()
-
-    async def _disconnect(self) -> None:
-        if self._protocol is not None:
-            self._protocol.abort()
-        if self._explaining is not None:
-            await asyncio.gather(self._explaining, return_exceptions=True)
-
-    async def close(self) -> None:
-        self._closing = True
-        if self._guarding is not None:
-            self._guarding.cancel()
-            await asyncio.gather(self._guarding, return_exceptions=True)
-        if self._protocol is not None:
-            self._protocol.close_stdin()
-        if self._over_http and not self.ended.is_set():
-            self._runtime.terminate(self._id)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_GRACE_S):
-                await self.ended.wait()
-        try:
-            # An ended container removes itself; asking again makes sure, and costs little.
-            await self._runtime.remove(self._name)
-        except errors.UpstreamUnavailable as exc:
-            self.log.write("gateway", str(exc))
-        await self._disconnect()
-        if self._gate is not None:
-            gate, self._gate = self._gate, None
-            await gate.aclose(self._runtime.remove)
 
 
 def _wait_until_removed(client: Client, name: str) -> None:
