@@ -6,6 +6,7 @@ belongs to a run that lives, is never touched."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -25,8 +26,11 @@ REMOVALS_AT_ONCE: Final = 8
 EXPECTED: Final = (200, 204, 304, 403, 404, 409)
 """Removed, gone or being removed; 403 and 409 also say that it is still in use, and the next pass meets it again."""
 EVERY_S: Final = 30.0
-AFTER_START_S: Final = (1.0, 2.0, 4.0)
+AFTER_START_S: Final = (1.0, 1.0, 2.0, 2.0, 2.0, 5.0, 10.0)
 """Pauses of the first passes: the engine may still carry out what a dead gateway asked for."""
+AFTER_FINDING_S: Final = 1.0
+"""What a pass found may take another to be gone: a network, once its last container is."""
+PASSES_AFTER_FINDING: Final = 5
 
 
 class EngineSilent(Exception):
@@ -62,17 +66,19 @@ class Reconciler:
 
     async def watch(self) -> None:
         """Sweep again and again, for as long as the gateway runs."""
-        for pause_s in AFTER_START_S:
-            await self._pause_and_sweep(pause_s)
-        while True:
-            await self._pause_and_sweep(EVERY_S)
+        for pause_s in itertools.chain(AFTER_START_S, itertools.repeat(EVERY_S)):
+            await anyio.sleep(pause_s)
+            for _ in range(PASSES_AFTER_FINDING):
+                if not await self._sweep():
+                    break
+                await anyio.sleep(AFTER_FINDING_S)
 
-    async def _pause_and_sweep(self, pause_s: float) -> None:
-        await anyio.sleep(pause_s)
+    async def _sweep(self) -> int:
         try:
-            await self.sweep()
+            return await self.sweep()
         except EngineSilent as exc:
             _log.debug("%s", exc)  # whoever needs the engine is told so; there is nothing to sweep without it
+            return 0
 
     async def sweep(self) -> int:
         """One pass; the number of objects that were left behind.

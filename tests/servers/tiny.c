@@ -1,10 +1,13 @@
-/* The smallest real MCP server over stdio: one tool, `hello`. Linked statically, it is all that an image needs. */
+/* The smallest real MCP server over stdio: one tool, `hello`. Linked statically, it is all that an image needs.
+   With an argument it goes on when its stdin ends. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argv;
     char *line = NULL;
     size_t room = 0;
     setvbuf(stdout, NULL, _IOLBF, 1 << 16);
@@ -24,5 +27,6 @@ int main(void) {
         else
             printf("{\"jsonrpc\":\"2.0\",\"id\":%ld,\"error\":{\"code\":-32601,\"message\":\"unknown\"}}\n", n);
     }
+    while (argc > 1) pause();
     return 0;
 }
