@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -32,6 +33,7 @@ def describe(server: Server, runtime: str) -> dict[str, Any]:
         "state": server.state,
         "runtime": server.runtime or runtime,
         "tools": len(listing.tools) if listing else None,
+        "kept_back": server.kept_back,
         "prompts": len(listing.prompts) if listing else None,
         "resources": len(listing.resources) if listing else None,
         "error": server.error,
@@ -56,6 +58,8 @@ class AdminApi:
         return [
             Route("/admin/catalog", self._guarded(self._catalog)),
             Route("/admin/catalog/reload", self._guarded(self._reload), methods=["POST"]),
+            Route("/admin/reviews", self._guarded(self._reviews)),
+            Route("/admin/reviews/{server}/{decision}", self._guarded(self._review), methods=["POST"]),
             Route("/admin/servers", self._guarded(self._servers)),
             Route("/admin/servers/{id}", self._guarded(self._server)),
             Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
@@ -74,6 +78,8 @@ class AdminApi:
             try:
                 return await handler(request)
             except CatalogError as exc:
+                return JSONResponse({"error": str(exc)}, 404)
+            except errors.UnknownName as exc:
                 return JSONResponse({"error": str(exc)}, 404)
             except errors.UpstreamError as exc:
                 return JSONResponse({"error": str(exc)}, 502)
@@ -104,6 +110,22 @@ class AdminApi:
         if outcome.difference is None:
             return JSONResponse({"error": outcome.reason}, 422)
         return JSONResponse({"summary": summary(outcome.difference), **asdict(outcome.difference)})
+
+    async def _reviews(self, request: Request) -> Response:
+        """Every tool that waits for a person, with what changed."""
+        pending = await to_thread.run_sync(self._gateway.reviews.pending)
+        return JSONResponse({"reviews": [asdict(one) for one in pending]})
+
+    async def _review(self, request: Request) -> Response:
+        """Approve or reject one tool (`?tool=NAME`); its server offers what it may from then on."""
+        server, decision = request.path_params["server"], request.path_params["decision"]
+        if decision not in ("approve", "reject"):
+            return JSONResponse({"error": f"{decision} is no decision; approve or reject"}, 422)
+        tool = request.query_params.get("tool", "")
+        reviews = self._gateway.reviews
+        await to_thread.run_sync(reviews.approve if decision == "approve" else reviews.reject, server, tool)
+        await self._gateway.pool.review_again(server)
+        return JSONResponse({"server": server, "tool": tool, "decision": decision})
 
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""

@@ -14,7 +14,9 @@ import msgspec
 
 from gateway.wire import envelope
 
-Outcome = Literal["ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled", "input_required", "task"]
+Outcome = Literal[
+    "ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled", "input_required", "task", "kept_back"
+]
 
 
 class Record(msgspec.Struct):
@@ -39,6 +41,11 @@ class Record(msgspec.Struct):
 def egress_denied(call: str, server: str, where: str, detail: str) -> Record:
     """The record of a connection that a server's egress filter refused: no caller, and `where` in place of a name."""
     return Record(call, now(), "", "", "", "egress", where, server=server, outcome="denied", detail=detail)
+
+
+def kept_back(call: str, server: str, tool: str, why: str) -> Record:
+    """The record of a tool that is not offered until a person has looked at it."""
+    return Record(call, now(), "", "", "", "review", tool, server=server, item=tool, outcome="kept_back", detail=why)
 
 
 class AuditUnwritable(Exception):

@@ -12,7 +12,7 @@ import typer
 from catalog import CatalogError
 from engine import EngineError
 from gateway import __version__, errors
-from gateway.commands import agent, catalog, check, client, exchange, image, model, serve, server, stdio, tools
+from gateway.commands import agent, catalog, check, client, exchange, image, model, review, serve, server, stdio, tools
 from gateway.commands.running import shown
 from gateway.connect import DocumentError
 
@@ -33,6 +33,7 @@ app.add_typer(model.app, name="model", help="Fetch, list and remove local models
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")
 app.add_typer(client.app, name="client", help="Connect agent clients such as Claude, Cursor and VS Code.")
 catalog.app.command("import")(exchange.import_)
+catalog.app.command("review")(review.review)
 catalog.app.command("export")(exchange.export)
 app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 

@@ -112,7 +112,10 @@ class Server:
         self.state: State = "idle"
         self.runtime = ""
         self.error = ""
+        self.heard: Listing | None = None
+        """What it says it offers."""
         self.listing: Listing | None = None
+        """What of that is offered: tools that wait for a person's approval are left out."""
         self.connections: dict[Key, Connection] = {}
         self.breaker = Breaker()
         self.was_used = False
@@ -131,6 +134,13 @@ class Server:
     def asks(self) -> bool:
         """Whether it may put questions to clients over connections of their own."""
         return self.entry.interactive and self.listing is not None and self.listing.era == "legacy"
+
+    @property
+    def kept_back(self) -> int:
+        """How many tools wait for a person's approval."""
+        if self.heard is None or self.listing is None:
+            return 0
+        return len(self.heard.tools) - len(self.listing.tools)
 
     @property
     def failures(self) -> int:

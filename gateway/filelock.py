@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -35,5 +36,29 @@ async def file_lock(path: Path) -> AsyncIterator[int]:
             except BlockingIOError:
                 await anyio.sleep(POLL_S)
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def file_lock_in_thread(path: Path, timeout_s: float) -> Iterator[None]:
+    """The same for a worker thread.
+
+    Raises:
+        TimeoutError: another process holds it for longer than that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"another process holds {path}") from None
+                time.sleep(POLL_S)
+        yield
     finally:
         os.close(descriptor)

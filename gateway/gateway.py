@@ -4,6 +4,7 @@ Composes the rooms; knows no HTTP."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -32,6 +33,7 @@ from gateway.packages import PackageStore
 from gateway.pool import Bounds, Pool
 from gateway.prewarm import UseRecord
 from gateway.reload import CatalogWatch
+from gateway.reviews import Reviews
 from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
@@ -42,6 +44,9 @@ from gateway.settings import Settings
 from policies import AllowList
 
 _log: Final = logging.getLogger(__name__)
+
+DEFINITIONS: Final = "definitions"
+"""Folder of what was approved of each server's tools."""
 
 
 class StateInUse(errors.GatewayError):
@@ -98,6 +103,8 @@ class Gateway:
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             tasks = await stack.enter_async_context(anyio.create_task_group())
+            self.reviews = Reviews(self.settings.catalog_lock, state / DEFINITIONS, self._kept_back)
+            self._loop = asyncio.get_running_loop()
             self._use = use = UseRecord(state / "use.json")
             self.pool = Pool(
                 map(with_defaults, self.catalog.entries.values()),
@@ -107,6 +114,7 @@ class Gateway:
                 self.door.hearing,
                 Bounds(servers=self.settings.max_servers),
                 use.note,
+                self.reviews.admit,
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)
@@ -161,6 +169,16 @@ class Gateway:
                 raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but {self.no_engine}")
         else:
             self.no_engine = "not used: LOCKGATE_RUNTIME=process"
+
+    def _kept_back(self, server: str, tool: str, why: str) -> None:
+        """Record that a tool waits for a person; called from worker threads."""
+        self._loop.call_soon_threadsafe(self._audit_kept_back, server, tool, why)
+
+    def _audit_kept_back(self, server: str, tool: str, why: str) -> None:
+        try:
+            self.audit.write(audit.kept_back(secrets.token_hex(8), server, tool, why))
+        except audit.AuditUnwritable as exc:
+            _log.error("that tool %s of server %s is kept back could not be recorded: %s", tool, server, exc)
 
     def _audit_denied(self, server: str, attempt: Attempt) -> None:
         """Record what the egress filter refused; it is refused whether or not that can be recorded."""

@@ -18,7 +18,7 @@ from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
 from gateway.connections import NOBODY, SHARED, SPARE, Connection, Key, Lease, Server
 from gateway.keeper import Keeper
 from gateway.listings import Listing, ListingStore
-from gateway.relisting import Relisting
+from gateway.relisting import Admit, Relisting, everything
 from gateway.runtimes import Runtime
 from gateway.upstream import Upstream
 from gateway.wire import envelope
@@ -72,6 +72,7 @@ class Pool:
         events: Events,
         bounds: Bounds = BOUNDS,
         first_use: Callable[[str], None] = lambda _: None,
+        admit: Admit = everything,
     ) -> None:
         """`first_use` is told of each server that is asked for the first time since the gateway started."""
         self._servers = {entry.id: Server(entry) for entry in entries}
@@ -82,7 +83,7 @@ class Pool:
         self._bounds = bounds
         self._first_use = first_use
         self._places = Places(bounds.servers, bounds.queue_s, self._make_room)
-        self._listings = Relisting(listings, tasks, events, self._start_spare)
+        self._listings = Relisting(listings, tasks, events, self._start_spare, admit)
         self._keeper = Keeper(runtime_for, self._places, self._listings, self, bounds.health_s)
         self._log_level = ""
         self._is_ending = False
@@ -120,6 +121,10 @@ class Pool:
         if server.listing is None:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
+
+    async def review_again(self, id: str) -> None:
+        """Offer of a server's tools what may be offered now that somebody approved or rejected one."""
+        await self._listings.review_again(self._find(id))
 
     def _find(self, id: str) -> Server:
         try:

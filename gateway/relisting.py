@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import anyio
+import msgspec
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
+from catalog import CatalogError
 from gateway import errors
 from gateway.connections import SPARE, Key, Server
 from gateway.listings import Listing, ListingStore, learn
@@ -29,13 +31,29 @@ class Hears(Protocol):
         """The server offers something else than before, or says so; `lists` names tools, prompts or resources."""
 
 
+Admit: TypeAlias = Callable[[str, Listing], Listing]
+"""What of a server's listing may be offered; blocks on files."""
+
+
+def everything(server: str, listing: Listing) -> Listing:
+    """Nothing is reviewed."""
+    return listing
+
+
 class Relisting:
     """The listings of all servers of a pool."""
 
     def __init__(
-        self, store: ListingStore, tasks: TaskGroup, hears: Hears, start_spare: Callable[[Server], bool]
+        self,
+        store: ListingStore,
+        tasks: TaskGroup,
+        hears: Hears,
+        start_spare: Callable[[Server], bool],
+        admit: Admit = everything,
     ) -> None:
-        """`start_spare` starts a connection that may be asked, if there is room; it lists once it is there."""
+        """`start_spare` starts a connection that may be asked, if there is room; it lists once it is there. `admit`
+        says which of a server's tools may be offered."""
+        self._admit = admit
         self._start_spare = start_spare
         self._store = store
         self._tasks = tasks
@@ -44,7 +62,8 @@ class Relisting:
         """Changes whenever any listing does: part of every cache key."""
 
     def load(self, server: Server) -> None:
-        server.listing = self._store.load(server.entry)
+        server.heard = self._store.load(server.entry)
+        server.listing = self._admitted(server, server.heard) if server.heard is not None else None
 
     async def adopt(self, server: Server, listing: Listing) -> None:
         """Make a listing the current one, record it, and tell what differs or was announced.
@@ -53,18 +72,40 @@ class Relisting:
         """
         if server.is_retired:
             return
-        before, server.listing = server.listing, listing
-        changed, server.announced = server.announced, set()
-        if before != listing:
-            changed |= listing.differs(before)
-            self.generation += 1
+        heard_before, server.heard = server.heard, listing
+        await self._offer(server, listing)
+        if heard_before != listing:
             try:
                 await to_thread.run_sync(self._store.save, server.entry, listing)
             except OSError as exc:
                 # It is only a memory for the next start.
                 server.log.write("gateway", f"the listing could not be saved: {exc}")
+
+    async def review_again(self, server: Server) -> None:
+        """Somebody approved or rejected a tool: offer what may be offered now."""
+        if server.heard is not None:
+            await self._offer(server, server.heard)
+
+    async def _offer(self, server: Server, heard: Listing) -> None:
+        listing = await to_thread.run_sync(self._admitted, server, heard)
+        if server.heard is not heard:
+            return  # a newer one came meanwhile
+        before, server.listing = server.listing, listing
+        changed, server.announced = server.announced, set()
+        if before != listing:
+            changed |= listing.differs(before)
+            self.generation += 1
         if changed:
             self._hears.listing_changed(server.entry.id, changed)
+
+    def _admitted(self, server: Server, heard: Listing) -> Listing:
+        try:
+            return self._admit(server.entry.id, heard)
+        except (CatalogError, OSError) as exc:
+            # What cannot be compared with what was approved is not offered.
+            _log.error("server %s: its tools cannot be reviewed, so none is offered: %s", server.entry.id, exc)
+            server.log.write("gateway", f"none of its tools is offered, as they cannot be reviewed: {exc}")
+            return msgspec.structs.replace(heard, tools=())
 
     def announced(self, server: Server, what: str) -> None:
         """The server says that one of its lists has changed."""

@@ -4,7 +4,7 @@ Knows what to print; the image store knows how each is done."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,6 @@ from gateway.docker_engine import DockerEngine
 from gateway.errors import ImageError
 from gateway.images import ImageStore
 from gateway.runs import Run
-from gateway.runtimes.percall import tool_entry
 
 app = typer.Typer(no_args_is_help=True)
 Ids = Annotated[list[str] | None, typer.Argument(help="Entry ids; without any, the default profile's.")]
@@ -29,22 +28,14 @@ def _each(ids: list[str] | None, do: Callable[[ImageStore, Entry], Awaitable[Row
 
     async def work(store: ImageStore, catalog: Catalog) -> list[Row]:
         rows = []
-        for name, entry in _containers(catalog, ids or catalog.profile(settings().profile).servers):
+        for entry in [catalog.entry(id) for id in ids or catalog.profile(settings().profile).servers]:
             try:
-                rows.append({"entry": name, **await do(store, entry)})
+                rows.append({"entry": entry.id, **await do(store, entry)})
             except ImageError as exc:
-                rows.append({"entry": name, "error": str(exc)})
+                rows.append({"entry": entry.id, "error": str(exc)})
         return rows
 
     return _with_store(work)
-
-
-def _containers(catalog: Catalog, ids: Iterable[str]) -> Iterator[tuple[str, Entry]]:
-    """Each entry under its id; one with a container for each call as one entry for each of its tools."""
-    for entry in (catalog.entry(id) for id in ids):
-        yield from [(f"{entry.id}/{tool.name}", tool_entry(entry, tool)) for tool in entry.per_call] or [
-            (entry.id, entry)
-        ]
 
 
 def _with_store(work: Callable[[ImageStore, Catalog], Awaitable[list[Row]]]) -> list[Row]:
@@ -135,9 +126,9 @@ def list_images(
     async def work(store: ImageStore, catalog: Catalog) -> list[Row]:
         ids = list(catalog.entries) if all_entries else catalog.profile(settings().profile).servers
         rows = []
-        for name, entry in _containers(catalog, ids):
+        for entry in (catalog.entry(id) for id in ids):
             image = await store.held(entry)
-            row: Row = {"entry": name, "origin": None, "image": None, "id": None, "sbom": None}
+            row: Row = {"entry": entry.id, "origin": None, "image": None, "id": None, "sbom": None}
             if image is not None:
                 row |= {"origin": image.origin, "image": image.reference, "id": image.id}
                 if image.origin == "local" and store.sbom_path(image).exists():
@@ -164,7 +155,7 @@ def prune(
 
     async def work(store: ImageStore, catalog: Catalog) -> list[Row]:
         rows = []
-        for tag in await store.stale(entry for _, entry in _containers(catalog, catalog.entries)):
+        for tag in await store.stale(catalog.entries.values()):
             try:
                 if not dry_run:
                     await store.remove(tag)

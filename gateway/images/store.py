@@ -241,9 +241,7 @@ class ImageStore:
     async def stale(self, entries: Iterable[Entry]) -> list[str]:
         """Images made here that none of these entries would use: of other versions, or left by a killed build."""
         wanted = {launcher_recipe().tag, *(base_tag(language) for language in LANGUAGE.values())}
-        for entry in entries:
-            wanted |= {server_recipe(entry, entry.package).tag} if entry.package is not None else set()
-            wanted |= {entry.image} if entry.image is not None else set()
+        wanted |= {server_recipe(entry, entry.package).tag for entry in entries if entry.package is not None}
 
         def list_ours(client: Client) -> list[str]:
             found = client.images(filters={"label": "lockgate.image"}) + client.images(name=UNFINISHED)

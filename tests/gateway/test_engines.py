@@ -312,7 +312,6 @@ async def test_podmans_compatible_socket(tmp_path: Path) -> None:
 # -- an engine in trouble ------------------------------------------------------------------------
 
 
-@pytest.mark.sec("SEC-113")
 async def test_an_engine_that_goes_and_comes_back_is_used_again(tiny: Entry, tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     async with road_to_engine(path) as road, runtime_on(f"unix://{path}", tmp_path) as runtime:
@@ -339,7 +338,6 @@ async def test_an_engine_that_goes_and_comes_back_is_used_again(tiny: Entry, tmp
         assert await left(runtime) == 0
 
 
-@pytest.mark.sec("SEC-113")
 async def test_an_engine_that_stops_answering_is_noticed_by_the_ping_and_not_by_each_caller(
     tiny: Entry, tmp_path: Path
 ) -> None:
@@ -366,7 +364,6 @@ async def test_an_engine_that_stops_answering_is_noticed_by_the_ping_and_not_by_
         road.cut("open")
 
 
-@pytest.mark.sec("SEC-113")
 async def test_work_in_the_middle_of_which_the_engine_falls_silent_is_given_up(tiny: Entry, tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     async with road_to_engine(path) as road:
@@ -390,7 +387,6 @@ async def test_work_in_the_middle_of_which_the_engine_falls_silent_is_given_up(t
         await engine.aclose()
 
 
-@pytest.mark.sec("SEC-113")
 async def test_other_servers_answer_while_the_engine_is_silent(tmp_path: Path) -> None:
     """The loop is never blocked by an engine: only who needs it waits."""
     path = tmp_path / "engine.sock"

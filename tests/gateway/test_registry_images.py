@@ -101,7 +101,6 @@ def place(tmp_path: Path, hub: TestRegistry, engine: docker.APIClient, request: 
 # -- pins ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_tag_is_resolved_once_and_then_means_the_same_image(place: Place) -> None:
     entry, first = place.push("plain/box")
     image = await place.store.ensure(entry, progress=silent)
@@ -117,7 +116,6 @@ async def test_a_tag_is_resolved_once_and_then_means_the_same_image(place: Place
     assert (await place.store.ensure(entry, progress=silent)).id == updated.id
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_tag_that_the_engine_has_is_pinned_to_that_without_asking_anybody(place: Place) -> None:
     name = f"lockgate.invalid/test-{os.getpid()}"
     id = make_tiny_image(place.engine, place.folder, name)
@@ -132,7 +130,6 @@ async def test_a_tag_that_the_engine_has_is_pinned_to_that_without_asking_anybod
         forget(place.engine, name)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_damaged_lock_file_pins_nothing_anew(place: Place) -> None:
     entry, _ = place.push("plain/locked")
     place.lock.write_text('{"version": 1, "images": {"x": "latest"}}')
@@ -163,7 +160,6 @@ def test_progress_is_told_in_tenths_of_all_layers() -> None:
 # -- SEC-072: signatures -------------------------------------------------------------------------
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_signed_image_runs_and_is_verified_again_without_its_registry(place: Place) -> None:
     entry, digest = place.push("acme/good")
     place.hub.sign("acme/good", digest, signed(KEY, payload(digest, place.full("acme/good"))))
@@ -177,13 +173,11 @@ async def test_a_signed_image_runs_and_is_verified_again_without_its_registry(pl
         await place.store.ensure(entry, progress=silent)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_an_unsigned_image_is_refused(place: Place) -> None:
     entry, _ = place.push("acme/unsigned")
     assert "it is not signed, and acme signs its images" in await place.refusal(entry)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_refused_image_is_not_replaced_by_the_package(place: Place) -> None:
     entry, _ = place.push("acme/replaced")
     package = {"ecosystem": "pypi", "name": "mcp-server-time", "version": "2026.10.19"}
@@ -191,14 +185,12 @@ async def test_a_refused_image_is_not_replaced_by_the_package(place: Place) -> N
     assert "it is not signed" in await place.refusal(both)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_an_image_signed_by_somebody_else_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/foreign")
     place.hub.sign("acme/foreign", digest, signed(STRANGER, payload(digest, place.full("acme/foreign"))))
     assert "none of the 1 keys of acme" in await place.refusal(entry)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_the_signature_of_another_image_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/other")
     of_good = signed(KEY, payload("sha256:" + "0" * 64, place.full("acme/other")))
@@ -209,7 +201,6 @@ async def test_the_signature_of_another_image_is_refused(place: Place) -> None:
     assert "of another repository" in said
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_tag_that_was_moved_to_another_image_is_refused(place: Place) -> None:
     """The signature is of the digest, so what the tag means later does not inherit it."""
     entry, digest = place.push("acme/moved")
@@ -218,7 +209,6 @@ async def test_a_tag_that_was_moved_to_another_image_is_refused(place: Place) ->
     assert "it is not signed" in await place.refusal(entry)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_an_image_that_was_swapped_behind_its_digest_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/swapped")
     place.hub.sign("acme/swapped", digest, signed(KEY, payload(digest, place.full("acme/swapped"))))
@@ -230,7 +220,6 @@ async def test_an_image_that_was_swapped_behind_its_digest_is_refused(place: Pla
     assert not place.engine.images(name=place.full("acme/swapped"))
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_truncated_image_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/short")
     place.hub.sign("acme/short", digest, signed(KEY, payload(digest, place.full("acme/short"))))
@@ -243,7 +232,6 @@ async def test_a_truncated_image_is_refused(place: Place) -> None:
     assert not place.engine.images(name=place.full("acme/short"))
 
 
-@pytest.mark.sec("SEC-072")
 async def test_signatures_that_cannot_be_fetched_or_read_refuse_the_image(place: Place) -> None:
     entry, digest = place.push("acme/torn")
     content = payload(digest, place.full("acme/torn"))
@@ -260,7 +248,6 @@ async def test_signatures_that_cannot_be_fetched_or_read_refuse_the_image(place:
     assert "no base64" in await place.refusal(entry)
 
 
-@pytest.mark.sec("SEC-072")
 async def test_an_unreachable_registry_refuses_what_was_never_verified(
     place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -276,7 +263,6 @@ async def test_an_unreachable_registry_refuses_what_was_never_verified(
         forget(place.engine, f"{gone.host}/acme/gone")
 
 
-@pytest.mark.sec("SEC-072")
 async def test_an_expired_root_and_a_foreign_identity_refuse_the_image(place: Place) -> None:
     entry, digest = place.push("acme/identity")
     service, old = IdentityService(), IdentityService(days=(-30, -1))
@@ -302,7 +288,6 @@ async def test_an_expired_root_and_a_foreign_identity_refuse_the_image(place: Pl
     assert await place.store.verify(entry) == f"{WHO} ({BY})"
 
 
-@pytest.mark.sec("SEC-072")
 async def test_a_signature_that_refers_to_the_image_is_found(place: Place) -> None:
     """The form of OCI 1.1: a manifest that names the image as its subject, here by the tag for older registries."""
     entry, digest = place.push("acme/referrer")

@@ -200,7 +200,7 @@ async def test_a_list_is_never_the_list_of_somebody_else(tmp_path: Path) -> None
         for number in range(1000):
             path, user = dice.choice(["/mcp", "/mcp/one", "/mcp/few"]), dice.choice(["alice", "bob"])
             if number % 50 == 0:
-                place.gateway.pool.generation += 1  # as when a listing changes: nothing old may come back
+                place.gateway.pool._listings.generation += 1  # as when a listing changes: nothing old may come back
             if number % 20:
                 profile = place.gateway.catalog.profile(path.rpartition("/")[2] if path != "/mcp" else "all")
                 caller = type("Caller", (), {"profile": profile, "principal": by_header(_scope(user))})()

@@ -13,8 +13,6 @@ from gateway.errors import ImageRefused
 from gateway.images.signatures import Signature, verify
 from tests.gateway.registries import IdentityService, PrivateKey, b64, now, payload, pem, signed
 
-pytestmark = pytest.mark.sec("SEC-072")
-
 DIGEST, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
 BOX = "registry.example/acme/box"
 WHO, BY = "https://ci.example/acme/box/release@refs/tags/v1", "https://identity.example"
