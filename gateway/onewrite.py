@@ -144,6 +144,11 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     _idle_since: float | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own signature
+        super().connection_made(transport)
+        # An answer leaves at once, not when the event loop comes round.
+        transport.set_write_buffer_limits(0)
+
     def on_headers_complete(self) -> None:
         scope = self.scope
         version = self.parser.get_http_version()
