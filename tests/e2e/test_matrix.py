@@ -6,7 +6,6 @@ Knows what each server offers; what the client libraries make of the answers is 
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +49,6 @@ ANSWERS = {
 }
 ASKS = "trigger-elicitation-request"
 LISTED_S = 120
-INSPECTED_AT_ONCE = 2
 INSPECT_S = 120
 
 
@@ -213,7 +211,7 @@ def test_a_withdrawn_call_ends_and_the_next_one_works(told: Told) -> None:
 # -- the inspector -------------------------------------------------------------------------------
 
 
-def _inspect(gateway: RunningGateway, config: Path, era: str, step: Step) -> tuple[int, str]:
+def _inspect(config: Path, era: str, step: Step) -> tuple[int, str]:
     """One run of the inspector's command line: exit code and what it printed."""
     argv = [*inspector(), "--config", str(config), "--server", era, "--format", "json"]
     match step["do"]:
@@ -232,27 +230,19 @@ def _inspect(gateway: RunningGateway, config: Path, era: str, step: Step) -> tup
 
 
 @pytest.fixture(scope="module")
-def inspected(gateway: RunningGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """What the inspector was told, by era and label; every run is begun at once, a few at a time."""
-    config = tmp_path_factory.mktemp("inspector") / "mcp.json"
+def config(gateway: RunningGateway, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gateway as a server of the inspector's, once for each era."""
+    path = tmp_path_factory.mktemp("inspector") / "mcp.json"
     server = {"type": "streamable-http", "url": f"{gateway.url}/mcp"}
-    eras = {"legacy": LEGACY, "modern": NEWEST}
-    config.write_text(json.dumps({"mcpServers": {era: {**server, "protocolEra": era} for era in eras}}))
-    inspector()
-    steps = {"list tools": STEPS["list tools"], **{label: use.step for label, use in USES.items()}}
-    with ThreadPoolExecutor(INSPECTED_AT_ONCE) as pool:
-        found: dict[tuple[str, str], Future[tuple[int, str]]] = {
-            (era, label): pool.submit(_inspect, gateway, config, era, step)
-            for era in eras
-            for label, step in steps.items()
-        }
-        yield found
+    eras = {era: {**server, "protocolEra": era} for era in ("legacy", "modern")}
+    path.write_text(json.dumps({"mcpServers": eras}))
+    return path
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 @pytest.mark.parametrize("label", ["list tools", *USES])
-def test_the_inspector_can_use_what_a_server_offers(inspected: Any, era: str, label: str) -> None:
-    code, printed = inspected[era, label].result()
+def test_the_inspector_can_use_what_a_server_offers(config: Path, era: str, label: str) -> None:
+    code, printed = _inspect(config, era, STEPS[label])
     assert code == 0, printed
     if label == "list tools":
         assert all(f'"{server}__' in printed for server in SERVERS)
