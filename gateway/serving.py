@@ -122,7 +122,7 @@ async def served(
     task = asyncio.get_running_loop().create_task(service.run(listener))
     run_file = settings.state_dir / RUN_FILE
     try:
-        async with _stdio_socket(gateway, endpoint.modern):
+        async with joinable(gateway, endpoint.modern):
             _write_private(run_file, msgspec.json.encode(running))
             yield service
     finally:
@@ -143,8 +143,9 @@ def socket_path(state_dir: Path) -> Generator[Path, None, None]:
 
 
 @asynccontextmanager
-async def _stdio_socket(gateway: Gateway, modern: ModernEra) -> AsyncIterator[None]:
-    """Listen for `lockgate stdio` on a socket that only this user can open; its connections end with the body."""
+async def joinable(gateway: Gateway, modern: ModernEra) -> AsyncIterator[set[asyncio.Task[None]]]:
+    """Listen for `lockgate stdio` on a socket that only this user can open; its connections, yielded as tasks, end with
+    the body."""
     clients: set[asyncio.Task[None]] = set()
 
     def profile_named(name: str) -> Profile:
@@ -163,7 +164,7 @@ async def _stdio_socket(gateway: Gateway, modern: ModernEra) -> AsyncIterator[No
         server = await asyncio.start_unix_server(serve, str(path), limit=SOCKET_LINE_BYTES)
         path.chmod(0o600)
     try:
-        yield
+        yield clients
     finally:
         server.close()
         for client in clients:

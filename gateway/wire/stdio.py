@@ -5,7 +5,7 @@ Knows framing and how a connection finds its era; methods are the era's."""
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from policies import Principal
 MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 """Output a client may leave unread before it is taken for dead."""
 READ_BYTES: Final = 65536
+STDIN, STDOUT, STDERR = 0, 1, 2
 FLUSH_TIMEOUT_S: Final = 5.0
 """For a client that reads its last answers after it closed our input."""
 
@@ -90,11 +91,16 @@ class _Output(asyncio.Protocol):
 
 @asynccontextmanager
 async def stdio_ends() -> AsyncIterator[Ends]:
-    """Take over stdin and stdout."""
+    """Take over stdin and stdout: what anybody else prints goes to stderr, and both end with the body."""
     loop = asyncio.get_running_loop()
-    output, written = await loop.connect_write_pipe(_Output, sys.stdout.buffer)
+    stdin, stdout = (os.fdopen(os.dup(fd), mode, buffering=0) for fd, mode in ((STDIN, "rb"), (STDOUT, "wb")))
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, STDIN)
+    os.close(nothing)
+    os.dup2(STDERR, STDOUT)
+    output, written = await loop.connect_write_pipe(_Output, stdout)
     reader = asyncio.StreamReader()
-    source, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    source, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stdin)
     try:
         yield Ends(reader, output, written.drain)
     finally:
@@ -192,10 +198,14 @@ async def serve_socket(
 
 
 async def pipe_stdio(socket: Path, profile: str) -> None:
-    """Join this process's stdio to the socket of a running gateway, byte for byte, until either ends."""
-    async with stdio_ends() as (stdin, stdout, drain):
-        reader, writer = await asyncio.open_unix_connection(str(socket))
-        try:
+    """Join this process's stdio to the socket of a running gateway, byte for byte, until either ends.
+
+    Raises:
+        OSError: no gateway answers there; nothing was read.
+    """
+    reader, writer = await asyncio.open_unix_connection(str(socket))
+    try:
+        async with stdio_ends() as (stdin, stdout, drain):
             writer.write(profile.encode() + b"\n")
             upward = asyncio.get_running_loop().create_task(_pump(stdin, writer))
             while data := await reader.read(READ_BYTES):
@@ -203,8 +213,8 @@ async def pipe_stdio(socket: Path, profile: str) -> None:
                 await drain()
             upward.cancel()
             await asyncio.gather(upward, return_exceptions=True)
-        finally:
-            writer.close()
+    finally:
+        writer.close()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

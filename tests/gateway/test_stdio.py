@@ -13,6 +13,9 @@ from typing import Any
 import anyio
 import pytest
 
+from gateway.commands import stdio as command
+from gateway.descriptors import keep_only
+from gateway.gateway import StateInUse, lock_state, release_state
 from tests.gateway.running import running
 from tests.servers import DEADLINE_S, until, write_catalog
 from tests.servers.carrier import carried
@@ -86,16 +89,20 @@ class Program:
             return (await self.process.stderr.read()).decode()
 
 
-@asynccontextmanager
-async def started(folder: Path, *arguments: str) -> AsyncIterator[Program]:
-    """The program on the state folder and catalog that `running` would use in this folder."""
-    own = {
+def environment(folder: Path) -> dict[str, str]:
+    return {
         "LOCKGATE_STATE_DIR": str(folder / "state"),
         "LOCKGATE_CACHE_DIR": str(folder / "cache"),
         "LOCKGATE_CATALOG": str(folder / "catalog.yaml"),
         "LOCKGATE_RUNTIME": "process",
         "LOCKGATE_PROFILE": "all",
     }
+
+
+@asynccontextmanager
+async def started(folder: Path, *arguments: str) -> AsyncIterator[Program]:
+    """The program on the state folder and catalog that `running` would use in this folder."""
+    own = environment(folder)
     env = {name: value for name, value in os.environ.items() if not name.startswith("LOCKGATE_")} | own
     process = await asyncio.create_subprocess_exec(
         *PROGRAM,
@@ -106,6 +113,7 @@ async def started(folder: Path, *arguments: str) -> AsyncIterator[Program]:
         env=env | {"PYTHONPATH": str(ROOT)},
         cwd=folder,
         limit=64 * 1024 * 1024,
+        preexec_fn=keep_only(),
     )
     try:
         yield Program(process)
@@ -340,14 +348,56 @@ async def test_an_unknown_profile_is_refused_by_a_running_gateway_too(tmp_path: 
             await program.process.wait()
 
 
-async def test_a_state_folder_that_is_in_use_by_another_of_its_kind_is_named(tmp_path: Path) -> None:
-    async with alone(tmp_path) as (program, _):
+async def test_two_of_its_kind_share_one_gateway_which_stays_until_both_have_left(tmp_path: Path) -> None:
+    async with alone(tmp_path) as (program, server):
         await program.hello()
-        async with started(tmp_path) as second:
-            with anyio.fail_after(DEADLINE_S):
-                assert await second.process.wait() == 1
-            assert "another gateway uses" in await second.complaint()
         assert await program.call("far__echo") == "{}"
+        async with started(tmp_path) as second, started(tmp_path) as third:
+            for one in (second, third):
+                await one.hello()
+                assert await one.call("far__echo", {"x": 1}) == '{"x": 1}'
+            assert len(server.rpc("initialize")) == 1
+            assert program.process.stdin is not None
+            program.process.stdin.close()
+            assert await program.next() is None
+            assert await second.call("far__echo", {"x": 2}, id=2) == '{"x": 2}'
+            assert program.process.returncode is None
+            assert await second.end() == 0
+            assert await third.call("far__echo", {"x": 3}, id=3) == '{"x": 3}'
+            assert await third.end() == 0
+            with anyio.fail_after(DEADLINE_S):
+                assert await program.process.wait() == 0
+
+
+async def test_two_that_start_at_once_share_one_gateway(tmp_path: Path) -> None:
+    async with remote() as server:
+        write_catalog(tmp_path / "catalog.yaml", {"far": {"remote": {"url": server.url}}})
+        async with started(tmp_path) as one, started(tmp_path) as other:
+
+            async def work(program: Program) -> None:
+                await program.hello()
+                assert await program.call("far__echo") == "{}"
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(work(one))
+                group.create_task(work(other))
+            assert len(server.rpc("initialize")) == 1
+
+
+async def test_a_state_folder_that_somebody_holds_who_does_not_listen_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_catalog(tmp_path / "catalog.yaml", {"a": ["friendly"]})
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "JOIN_TIMEOUT_S", 0.2)
+    (tmp_path / "state").mkdir()
+    held = lock_state(tmp_path / "state")
+    try:
+        with anyio.fail_after(DEADLINE_S), pytest.raises(StateInUse, match="another gateway uses"):
+            await command._work(None)
+    finally:
+        release_state(held)
 
 
 async def test_a_stale_run_file_of_a_dead_gateway_does_not_mislead(tmp_path: Path) -> None:

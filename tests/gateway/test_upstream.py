@@ -73,8 +73,9 @@ async def test_an_answer_is_given_once_and_to_one() -> None:
 
 
 async def test_a_late_answer_is_dropped() -> None:
-    async with connected(call_timeout_s=0.2) as upstream:
-        held = await begin(upstream, "hold", {"key": "k"})
+    async with connected() as upstream:
+        members = {"name": envelope.raw("hold"), "arguments": envelope.raw({"key": "k"})}
+        held = await upstream.start("tools/call", members, timeout_s=0.2)
         with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.2 s"):
             await held.next()
         assert [told["requestId"] for told in await notes(upstream, "notifications/cancelled")] == [held.id]
