@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from catalog import CatalogError, CatalogInvalid, CatalogUnreadable, load_catalog
 from tests.catalog.files import BOX, IMAGE, document, load, only_problem, problems
@@ -436,3 +438,32 @@ def test_three_hundred_entries_load_in_well_under_a_second(tmp_path: Path) -> No
     assert time.process_time() - start < 1.0
     assert len(catalog.entries) == 330
     assert catalog.entry("box329").image == IMAGE
+
+
+SNIPPETS = (
+    "{", "}", "[", "]", "&a ", "*a", "<<: ", "!!python/object:os.system ", "---\n", "...\n", "? ", ": ", "- ", "|\n",
+    ">-\n", "'", '"', "\\x00", "\u202e", "\ufeff", "\t", "\r\n", "#", "0x1F", "1e9", ".nan", "~", "yes", "%TAG ! x\n",
+)  # fmt: skip
+WHOLE = document({"box": BOX + "env: {A: b}\ntools: [put]\nlimits: {pids: 3}\n", "bag": BOX}) + (
+    "profiles:\n  work:\n    title: Work\n    servers: [box]\n    tools: {box: [put]}\n"
+)
+
+
+@pytest.mark.sec("SEC-076")
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 12), st.sampled_from(SNIPPETS)), max_size=4))
+def test_damaged_file_is_loaded_or_refused_with_a_located_problem(
+    tmp_path: Path, edits: list[tuple[int, int, str]]
+) -> None:
+    text = WHOLE
+    for at, cut, snippet in edits:
+        text = text[:at] + snippet + text[at + cut :]
+    path = tmp_path / "catalog.yaml"
+    path.write_text(text)
+    try:
+        ids, found = list(load_catalog(path).entries), None
+    except CatalogInvalid as invalid:
+        ids, found = [], invalid.problems
+    assert found is None or found
+    assert all(problem.line and str(problem) for problem in found or ())
+    assert all(id.isascii() for id in ids)
