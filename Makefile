@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench-relay bench-search lock clean
+.PHONY: help run test lint conformance bench-relay bench-search catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ bench-relay: ## Measure what the gateway adds to a call
 bench-search: ## Measure how well and how fast the catalogue is searched
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.search $(ARGS)
+
+catalog-check: ## Build, start and list every server of the catalogue that has a package (takes an hour)
+	@.ci/bootstrap --dev
+	@.ci/parts
+	@.ci/with-node .venv/bin/python -m tests.catalog_check $(ARGS)
 
 lock: ## Write the lock files anew from pyproject.toml (UPGRADE=1 takes newer versions)
 	@.ci/lock
