@@ -37,7 +37,7 @@ class CountedTransport:
 
 @asynccontextmanager
 async def listening(
-    app: App, *, keep_alive_s: float = DEADLINE_S, limit: int | None = None
+    app: App, *, keep_alive_s: int = int(DEADLINE_S), limit: int | None = None
 ) -> AsyncIterator[tuple[int, list[bytes]]]:
     """Serve an application; its port, and what was written so far."""
     writes: list[bytes] = []
@@ -56,7 +56,7 @@ async def listening(
         server_header=False,
         date_header=False,
         limit_concurrency=limit,
-        timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # a number of seconds
+        timeout_keep_alive=keep_alive_s,
     )
     server = uvicorn.Server(config)
     server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]
@@ -210,7 +210,7 @@ async def test_an_idle_connection_is_closed_and_one_in_use_is_not() -> None:
             await go_on.wait()
         await answering(b"hello", sized(b"hello"))(scope, _receive, send)
 
-    async with listening(app, keep_alive_s=0.2) as (port, _), connected(port) as (busy, ask), connected(port) as other:
+    async with listening(app, keep_alive_s=3) as (port, _), connected(port) as (busy, ask), connected(port) as other:
         idle, ask_idle = other
         for reader, writer in ((busy, ask), (idle, ask_idle)):
             writer.write(GET % b"")
