@@ -34,11 +34,14 @@ PING_TIMEOUT_S: Final = 1.5
 """An engine that does not answer `/_ping` in this time is taken for down: callers are told at once."""
 SSH_PING_TIMEOUT_S: Final = 15.0
 """Each connection over ssh begins with a login."""
+LATE_S: Final = 0.2
 TRUSTED_FOR_S: Final = 1.0
 """After an answer the engine is not asked again for so long."""
 DOWN_FOR_S: Final = 1.0
 """After a failure nobody waits for the engine for so long; the first caller after it asks again."""
 FAILURES_TO_GIVE_UP: Final = 2
+MAX_CONNECTIONS: Final = 1024
+"""Each running container holds one, on which the engine will tell its end."""
 OLDEST_VERSION: Final = "1.41"
 """Of the Engine API; the engine's own is asked for."""
 TLS_PORT: Final = 2376
@@ -146,9 +149,11 @@ class DockerEngine:
         with anyio.CancelScope(shield=shield) as scope:
             watch = asyncio.get_running_loop().create_task(self._watch(scope))
             try:
-                return await to_thread.run_sync(blocking, abandon_on_cancel=True)
+                done = await to_thread.run_sync(blocking, abandon_on_cancel=True)
             finally:
                 watch.cancel()
+            self._answered_at = asyncio.get_running_loop().time()
+            return done
         raise EngineDown(self._down_reason)
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
@@ -200,7 +205,7 @@ class DockerEngine:
     def origin(self) -> HttpOrigin:
         """Plain requests to the engine, answered on the event loop."""
         if self._origin is None:
-            self._origin = HttpOrigin("http://docker", dial=self.dial)
+            self._origin = HttpOrigin("http://docker", max_connections=MAX_CONNECTIONS, dial=self.dial)
         return self._origin
 
     # -- does it answer? ---------------------------------------------------------------------
@@ -225,23 +230,31 @@ class DockerEngine:
         """Why the engine is down; empty if it answers."""
         limit_s = PING_TIMEOUT_S if self._bridge is None else SSH_PING_TIMEOUT_S
         loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         answer = Answer()
-        exchange = None
+        exchange = self.origin.request("GET", "/_ping", b"Connection: close\r\n", b"", answer)
+        content = loop.create_task(answer.content())
         try:
-            async with asyncio.timeout(limit_s):
-                exchange = self.origin.request("GET", "/_ping", b"Connection: close\r\n", b"", answer)
-                await answer.content()
+            # A second look: it may be this loop that was late and not the engine, and then the answer is there by now.
+            for patience_s in (limit_s, LATE_S):
+                await asyncio.wait({content}, timeout=patience_s)
+            if not content.done():
+                raise TimeoutError
+            await content
             if answer.status != 200:
                 raise HttpFailure(f"it answers HTTP {answer.status}", sent=True)
         except TimeoutError:
-            if exchange is not None:
-                exchange.abort()  # the connection may be half open: the next question gets a new one
+            exchange.abort()  # the connection may be half open: the next question gets a new one
+            if self._answered_at > asked_at:
+                return ""  # it is slow, but has just done something else
             reason = self.without_answer(f"no answer within {limit_s:g} s")
         except (HttpFailure, OSError) as exc:
             reason = self.without_answer(exc)
         else:
             self._answered_at = loop.time()
             return ""
+        finally:
+            content.cancel()
         self._down_until, self._down_reason = loop.time() + DOWN_FOR_S, reason
         self._answered_at = float("-inf")
         return reason
