@@ -1,10 +1,10 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench-relay bench-search catalog-check lock clean
+.PHONY: help run test lint conformance bench-relay bench-containers bench-search catalog-check lock clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Set up what is missing and start Lockgate
 	@.ci/bootstrap
@@ -30,6 +30,12 @@ bench-relay: ## Measure what the gateway adds to a call
 	@.ci/bootstrap --dev
 	@.ci/parts
 	@.ci/with-node .venv/bin/python benchmarks/relay.py $(ARGS)
+
+bench-containers: ## Measure how servers in containers start, answer and are listed
+	@.ci/bootstrap --dev
+	@.ci/engine
+	@.ci/parts
+	@.ci/with-node .venv/bin/python benchmarks/containers.py $(ARGS)
 
 bench-search: ## Measure how well and how fast the catalogue is searched
 	@.ci/bootstrap --dev

@@ -17,12 +17,12 @@ import anyio
 import msgspec
 
 from benchmarks import answers
-from benchmarks.containers import Engine, Twin
 from benchmarks.gateways import GatewayProcess, environment
 from benchmarks.generators import Load
 from benchmarks.load import Order
 from benchmarks.processes import tree, tree_running
 from benchmarks.servers.running import FOLDER, python_server, running
+from benchmarks.twins import Engine, Twin
 from catalog import Entry, find_shipped_catalog, load_catalog
 from gateway.errors import PackageError
 from gateway.packages import InstalledPackage, PackageStore
