@@ -23,9 +23,9 @@ _PRIOR: Final = (
 )
 _RULES_WORD: Final = r"(?:instructions?|prompts?|rules?|guidelines?|guidance|directions?|directives?|polic(?:y|ies)|restrictions?|constraints?|limits?|limitations?|orders?|messages?)"
 _OWN_DATA: Final = (
-    r"(?:(?:chat|conversation|message) (?:history|context|so far)|(?:full|whole|entire|complete) (?:conversation|chat)|"
+    r"(?:(?:chat|conversation|message) (?:history|transcript|so far)|(?:full|whole|entire|complete) (?:conversation|chat)|"
     r"previous messages|(?:contents? of (?:this|the) (?:conversation|chat))|conversation (?:so far|for|as)|(?:your|the) (?:hidden |complete |own )*(?:system prompt|"
-    r"instructions|reasoning|model name)|environment variables|(?:system messages))"
+    r"instructions|reasoning)|your (?:own )?model name|environment variables|(?:system messages))"
 )  # fmt: skip
 _PRIVATE: Final = (
     r"(?:\.ssh\b|\bid_(?:rsa|ed25519|ecdsa|dsa)\b|\bid (?:rsa|ed25519)\b|/etc/(?:passwd|shadow)|(?<![\w.])\.env\b(?! var)|\.aws/|\.netrc\b|"
@@ -129,7 +129,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
         _rule(
             r"""\b(?:you )?(?:must|should|has to|have to|need to|required to)\b[^.]{0,30}\b(?:call|run|use|invoke)\b[^.]{0,30}\b(?:at the start of every|before (?:anything else|every other|any other|answering))\b
             |\b(?:before answering|at the start of every conversation|at the beginning of every)\b[^.]{0,60}\b(?:call|run|use|invoke|must)\b
-            |\b(?:always|must) (?:call|run|use|invoke|prefer) this (?:tool|function)\b[^.]{0,40}\b(?:first|over|instead|before|at the start|every conversation)
+            |\b(?:always|must) (?:call|run|use|invoke|prefer) this (?:tool|function)\b[^.]{0,40}\b(?:first|over|instead|before (?:any|every|all|each|answering)|at the start|every conversation)
             |\b(?:before|after) (?:each|every|any) (?:other )?(?:tool )?calls?\b|\bbefore every other tool\b|\bgo through this one\b
             |\b(?:do not|don'?t|never|must not)\b[^.]{0,15}\buse\b[^.]{0,30}\b(?:any other|other tools?|any more|anymore|it[,:] use|everything|the built-in)
             |\b(?:the )?(?:built-in|other|existing)\b[^.]{0,30}\btools?\b[^.]{0,20}\b(?:is|are) (?:unsafe|broken|deprecated|malicious|wrong)
