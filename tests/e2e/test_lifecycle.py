@@ -355,7 +355,9 @@ def test_a_container_has_limits_an_init_and_no_log_on_disk(container: Any) -> No
     assert host["Memory"] == host["MemorySwap"] == 512 * 1024 * 1024
     assert host["NanoCpus"] == 1_000_000_000
     assert host["PidsLimit"] == 128
-    assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]} == {"nofile": 4096, "core": 0}
+    limits = {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]}
+    assert {name: limits[name] for name in ("nofile", "core", "fsize")} == {"nofile": 4096, "core": 0, "fsize": 1 << 30}
+    assert limits.keys() == {"nofile", "core", "fsize", "nproc"}
     assert host["Init"]
     assert host["AutoRemove"]
     assert host["LogConfig"]["Type"] == "none"

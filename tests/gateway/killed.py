@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import select
 import signal
 import sys
@@ -45,6 +46,7 @@ LONGEST_S: Final = {
     "process": 0.6,
 }
 """The moments, and how long after one at most the gateway is killed."""
+ANONYMOUS: Final = re.compile("[0-9a-f]{64}")
 OFTEN: Final = {"start": 8, "stop": 4, "call": 3, "begin": 3, "pull": 2}
 HELLO: Final = {"name": Raw(b'"hello"'), "arguments": Raw(b"{}")}
 
@@ -141,6 +143,7 @@ class Cycles:
         self._engine = docker.APIClient(order["engine"], timeout=60)
         self._random = random.Random(order["seed"])  # which moment comes next is no secret
         self._volumes = self._volume_names()
+        self._others = {one["Id"] for one in self._builds()}
         self.longest_s = 0.0
         self.longest: list[str] = []
         """What was left for so long."""
@@ -182,7 +185,8 @@ class Cycles:
         state, cache = Path(self._order["state"]), Path(self._order["cache"])
         gateway = (state / "gateway-id").read_text().strip()
         ours = {"label": f"{GATEWAY}={gateway}"}
-        containers = [*self._engine.containers(all=True, filters=ours), *self._builds()]
+        builds = [one for one in self._builds() if one["Id"] not in self._others]
+        containers = [*self._engine.containers(all=True, filters=ours), *builds]
         return [
             *(f"container {one['Names']} {one['State']}" for one in containers),
             *(f"network {one['Name']}" for one in self._engine.networks(filters=ours)),
@@ -198,8 +202,9 @@ class Cycles:
         return list(self._engine.containers(all=True, filters={"name": f"^/{BUILD_PREFIX}"}))
 
     def _volume_names(self) -> set[str]:
-        """Caches are kept on purpose; they are there before."""
-        return {one["Name"] for one in self._engine.volumes()["Volumes"] or ()}
+        """Those without a name of their own, and those that bear our label; caches are named, and kept on purpose."""
+        found = self._engine.volumes()["Volumes"] or ()
+        return {one["Name"] for one in found if ANONYMOUS.fullmatch(one["Name"]) or GATEWAY in (one["Labels"] or {})}
 
     def _children(self) -> set[int]:
         """Living children of this process: it inherits those of its children that die."""
