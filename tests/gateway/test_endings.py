@@ -12,6 +12,7 @@ import pytest
 from catalog import Entry
 from gateway.runtimes import Runtime
 from gateway.serverlog import ServerLog
+from gateway.upstream import Upstream
 from gateway.wire import envelope
 from gateway.wire.channel import Receiver, Routing
 from gateway.wire.legacy import LegacySession
@@ -19,7 +20,7 @@ from gateway.wire.modern import ModernEra
 from gateway.wire.revisions import Era
 from policies import Principal
 from tests.gateway.test_modern import meta
-from tests.servers import LocalGateway, settings, write_catalog
+from tests.servers import LocalGateway, settings, until, write_catalog
 
 pytestmark = [pytest.mark.anyio, pytest.mark.sec("SEC-022")]
 
@@ -52,6 +53,8 @@ class Inside:
                 self._later(id, {**hello, "serverInfo": {"name": "inside", "version": "1"}})
             case "tools/list":
                 self._later(id, {"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})
+            case "ping":
+                self._later(id, {})
             case "tools/call":
                 assert id is not None
                 self.open[id] = asked["params"]["_meta"]["progressToken"]
@@ -128,11 +131,12 @@ async def make(dice: random.Random, kinds: tuple[str, ...], inside: Inside, clie
     return gone
 
 
-async def settle(inside: Inside, call: "asyncio.Task[Any]") -> None:
+async def settle(inside: Inside, upstream: Upstream, call: "asyncio.Task[Any]") -> None:
     while not call.done():
         await asyncio.sleep(0)
         inside.answer()
     inside.open.clear()
+    await until(lambda: upstream.in_flight == 0, "what the gateway itself asked is answered too")
 
 
 def last_records(gateway: LocalGateway, number: int) -> list[str]:
@@ -166,7 +170,7 @@ async def test_a_call_of_a_session_has_one_answer_one_record_and_at_most_one_wor
             gone = await make(
                 dice, ("answer", "progress", "cancel", "hang up"), inside, lambda: session.notification(cancel), call
             )
-            await settle(inside, call)
+            await settle(inside, upstream, call)
             if call.cancelled():
                 assert gone, seed
                 expected.append("cancelled")
@@ -202,7 +206,7 @@ async def test_a_request_without_session_ends_once_too(tmp_path: Path) -> None:
             inside.cancelled.clear()
             call = asyncio.ensure_future(era.request(asked, Principal("local"), gateway.profile, None, nothing))
             gone = await make(dice, ("answer", "progress", "hang up"), inside, None, call)
-            await settle(inside, call)
+            await settle(inside, upstream, call)
             if call.cancelled():
                 assert gone, seed
                 ends["gone"] += 1

@@ -76,11 +76,13 @@ class Carrier:
             self.n_lines += len(lines)
             with suppress(ConnectionError):
                 for writer in list(self._streams.values()):
-                    await writer.drain()
+                    if not writer.is_closing():
+                        await writer.drain()
         if tail:
             self._write(b"", (b"" if begun else b"data: ") + tail)
         for writer in self._streams.values():
-            writer.transport.abort()
+            if not writer.is_closing():
+                writer.transport.abort()
         self._streams.clear()
         _kill(process)
 
@@ -101,6 +103,8 @@ class Carrier:
         known = isinstance(answered, int | str) and answered in self._streams and not self._old
         key = answered if known else next(reversed(self._streams))
         writer = self._streams[key]
+        if writer.is_closing():
+            return  # its client has hung up
         writer.write(b"%x\r\n%b\r\n" % (len(event), event))
         if known:
             writer.write(b"0\r\n\r\n")
