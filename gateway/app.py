@@ -46,17 +46,19 @@ class Front:
 
 def _refusal(scope: Scope) -> Response | None:
     hosts = 0
-    foreign = False
+    foreign = packed = False
     for name, value in scope["headers"]:
         if name == b"host":
             hosts += 1
             foreign = foreign or not _names_loopback(b"//" + value)
         elif name == b"origin":
             foreign = foreign or not (value.startswith((b"http://", b"https://")) and _names_loopback(value))
-        elif name == b"content-encoding" and not foreign and hosts:
-            return PlainTextResponse("Content-Encoding is not accepted; send the body as it is\n", 415)
+        elif name == b"content-encoding":
+            packed = True
     if foreign or hosts != 1:
         return PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)
+    if packed:
+        return PlainTextResponse("Content-Encoding is not accepted; send the body as it is\n", 415)
     return None
 
 

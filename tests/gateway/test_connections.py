@@ -260,6 +260,9 @@ async def test_a_packed_body_is_refused_before_it_is_read(tmp_path: Path) -> Non
                 assert (await place.http.request("POST", route, bomb, packed)).status == 415, (route, coding)
         endless = place.http.head("POST", "/mcp", [JSON, ("Content-Encoding", "gzip")], 10_000_000_000)
         assert (await place.http.raw(endless)).status == 415
+        host = ("Host", f"127.0.0.1:{place.http.port}")
+        before_host = [("Content-Encoding", "gzip"), host, JSON, ACCEPT]
+        assert (await place.http.request("POST", "/mcp", bomb, before_host)).status == 415
         foreign = [("Host", "evil.example"), ("Content-Encoding", "gzip")]
         assert (await place.http.request("POST", "/mcp", bomb, foreign)).status == 403
 
