@@ -56,7 +56,7 @@ class Door:
         self._audit = audit_file
         self._page_size = page_size
         self._pool: Pool | None = None
-        self._surfaces: OrderedDict[tuple[object, ...], Surface] = OrderedDict()
+        self._surfaces: OrderedDict[tuple[object, ...], tuple[Profile, Surface]] = OrderedDict()
         self._decisions: dict[tuple[str, ...], Decision] = {}
         self.hearing = Hearing(self)
         self._seal = Seal()
@@ -507,7 +507,8 @@ class Door:
 
     async def learn(self, servers: Iterable[str], timeout_s: float = LEARN_TIMEOUT_S) -> None:
         """Ask the servers among these that are not known yet, all at once, within the given time."""
-        unknown = [id for id in servers if self.pool.listing(id) is None]
+        # Of a profile that is gone, the servers may be too.
+        unknown = [id for id in servers if id in self.pool.servers and self.pool.listing(id) is None]
         if not unknown:
             return
         with anyio.move_on_after(timeout_s):
@@ -518,7 +519,8 @@ class Door:
     async def _learn_one(self, id: str) -> None:
         """Wait for a server's first listing. One that failed before is tried again, but nobody waits for it."""
         try:
-            if self.pool.servers[id].failures:
+            server = self.pool.servers.get(id)
+            if server is not None and server.failures:
                 self.pool.start_soon(id)
             else:
                 await self.pool.learn(id)
@@ -536,8 +538,9 @@ class Door:
         profile = caller.profile
         principal = caller.principal
         key = (profile.name, principal.id, principal.kind, self.policy.generation, self.pool.generation)
-        found = self._surfaces.get(key)
-        if found is None:
+        built_for, found = self._surfaces.get(key, (None, None))
+        # A call that began before a reload still has the profile of that time: its surface is not for the others.
+        if found is None or (built_for is not profile and built_for != profile):
             listings = self.listings(caller)
 
             def visible(kind: Kind, server: str, item: str) -> bool:
@@ -545,7 +548,7 @@ class Door:
                 return self.policy.decide(Request(caller.principal, action, profile.name, server, item)).allowed
 
             found = surface.build(profile, listings, visible)
-            self._surfaces[key] = found
+            self._surfaces[key] = profile, found
             if len(self._surfaces) > MAX_SURFACES:
                 self._surfaces.popitem(last=False)
         return found

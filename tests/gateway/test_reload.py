@@ -8,7 +8,11 @@ from typing import Any
 import anyio
 import pytest
 
+from gateway.caller import Caller
+from gateway.errors import UnknownName
 from gateway.reload import CatalogWatch
+from gateway.upstream import Notice
+from policies import Principal
 from tests.gateway.running import Place, running
 from tests.servers import DEADLINE_S, until, write_catalog
 
@@ -123,6 +127,31 @@ async def test_changed_profile_holds_for_open_sessions_at_once(tmp_path: Path) -
             await stream.until("notifications/tools/list_changed")
         assert await session.tools() == ["a__pid"]
         assert (await session.error("tools/call", {"name": "a__echo", "arguments": {}}))["code"] == -32602
+
+
+async def test_what_a_call_from_before_a_change_saw_is_shown_to_nobody_else(tmp_path: Path) -> None:
+    async with running(tmp_path, TWO, {"all": ["a"]}) as place:
+        session, under_way = await place.session(), Caller(Principal("local"), place.gateway.profile)
+        await session.tools()
+        write(tmp_path, TWO, {"all": ["a", "b"]})
+        await reload(place)
+        await place.gateway.door.learn(["b"])
+        assert "b__echo" not in place.gateway.door.surface(under_way).tools
+        assert "b__echo" in await session.tools()
+
+
+async def test_who_holds_a_profile_that_is_gone_is_offered_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, TWO, {"all": ["a"], "other": ["b"]}) as place:
+        left = Caller(Principal("local"), place.gateway.catalog.profile("other"))
+        write(tmp_path, {"a": ["friendly"]}, {"all": ["a"]})
+        await reload(place)
+        assert json.loads(await place.gateway.door.list(left, "tools/list", b"{}")) == {"tools": []}
+
+        async def ignore(notice: Notice) -> None:
+            """Nothing is told."""
+
+        with pytest.raises(UnknownName):
+            await place.gateway.door.call(left, "tools/call", b'{"name":"b__echo"}', ignore)
 
 
 async def test_reload_is_refused_without_the_admin_token(tmp_path: Path) -> None:
