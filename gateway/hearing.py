@@ -73,6 +73,7 @@ class Hearing:
             callers.discard(caller)
             if not callers and self._subscribers.get(key) is callers:
                 del self._subscribers[key]
+                self._door.pool.unsubscribe_soon(*key)  # it may have been asked, and the caller gone before it answered
             raise
 
     async def unsubscribe(self, caller: Caller, uri: str) -> None:

@@ -224,8 +224,12 @@ class Upstream:
         self.subscribed.add(uri)
         if self._era == "modern":
             self.filter_changed.set()
-        else:
+            return
+        try:
             await self.request("resources/subscribe", {"uri": envelope.raw(uri)})
+        except errors.UpstreamError:
+            self.subscribed.discard(uri)
+            raise
 
     async def unsubscribe(self, uri: str) -> None:
         """The reverse of `subscribe`."""

@@ -579,6 +579,16 @@ async def test_a_changed_list_is_announced_to_every_session_that_sees_the_server
                 assert heard.endswith("list_changed")
 
 
+async def test_a_subscription_that_the_server_refuses_is_refused_each_time_and_keeps_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, ONE) as place:
+        session = await place.session()
+        await session.result("resources/list")
+        for _ in range(2):
+            refusal = await session.error("resources/subscribe", {"uri": "lockgate://a/memo://one"})
+            assert "refused resources/subscribe" in refusal["message"]
+        assert not (await place.gateway.pool.connection("a")).busy
+
+
 async def test_a_session_listens_once_at_a_time(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         session = await place.session()
