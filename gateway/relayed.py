@@ -50,8 +50,8 @@ class RelayedTask(Task):
         self.pin(upstream)
 
     def pin(self, upstream: Upstream) -> None:
-        """Its server must not be stopped for idleness; after a restart the new connection counts."""
-        if self._pinned is not upstream:
+        """Its server must not be stopped for idleness while it is open; after a restart the new connection counts."""
+        if self.open and self._pinned is not upstream:
             self._unpin()
             self._pinned = upstream
             upstream.pins += 1

@@ -157,6 +157,17 @@ async def test_a_server_with_open_tasks_is_not_idle(tmp_path: Path) -> None:
         await until(lambda: pool.servers["a"].upstream is None, "now it is idle too")
 
 
+async def test_a_task_that_is_over_keeps_no_server_running(tmp_path: Path) -> None:
+    async with running(tmp_path, ONE) as place:
+        id = await task(place, "a__job", {"key": "k"})
+        upstream = await place.gateway.pool.connection("a")
+        assert upstream.pins == 1
+        await call(place, "a__finish", {"key": "k"})
+        await reaches(place, id, "completed")
+        await post(place, "tasks/cancel", {"taskId": id}, clientCapabilities=TAKES)
+        assert upstream.pins == 0
+
+
 async def test_a_task_that_its_server_has_lost_is_not_found(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         id = await task(place, "a__job", {"key": "k"})
