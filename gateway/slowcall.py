@@ -153,7 +153,7 @@ class SlowCall(Task):
         if not self.open:
             return
         self.result, self.error = _complete(reply)
-        if self.result is not None and not self._owner.has_room(self, len(self.result)):
+        if not self._owner.has_room(self, len(self.result or self.error or b"")):
             self.result = None
             self.error = _error(envelope.INTERNAL_ERROR, "the result finds no room beside others not yet fetched")
         self._end("completed" if self.result is not None else "failed")

@@ -81,8 +81,7 @@ class SlowCalls:
             work.exception()  # whoever waited has seen it
 
     def has_room(self, slow: SlowCall, size: int) -> bool:
-        """Count a result that is kept from now on; False if it is too much."""
-        self._kept = {task: bytes_kept for task, bytes_kept in self._kept.items() if task.result is not None}
+        """Count a result or an error that is kept from now on; False if it is too much."""
         own = sum(kept for task, kept in self._kept.items() if task.principal == slow.principal)
         if own + size > MAX_KEPT_BYTES_PER_PRINCIPAL or sum(self._kept.values()) + size > MAX_KEPT_BYTES:
             return False

@@ -395,6 +395,13 @@ async def test_a_result_too_large_to_keep_fails_the_task(tmp_path: Path, monkeyp
         assert len(text(await get(place, kept))) == 2000
 
 
+async def test_an_error_too_large_to_keep_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.slowcalls.MAX_KEPT_BYTES_PER_PRINCIPAL", 40)
+    async with running(tmp_path, ONE) as place:
+        state = await reaches(place, await task(place, "a__error"), "failed")
+        assert "room" in state["error"]["message"]
+
+
 async def test_a_task_that_cannot_be_recorded_is_not_handed_out(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         await result(place, "tools/list")
