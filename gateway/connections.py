@@ -61,6 +61,8 @@ class Connection:
         self.starting: asyncio.Future[Upstream] | None = None
         self.taken = False
         """An exclusive lease holds it, or a listing is made over it."""
+        self.callers = 0
+        """How many wait for it to start."""
         self.counts = True
         """Whether it takes a place: a remote server does not."""
         self.handed_at = 0.0

@@ -66,11 +66,10 @@ class Keeper:
 
     async def own(self, server: Server, connection: Connection, started: asyncio.Future[Upstream]) -> None:
         """The whole life of one connection: prepare, start, serve until it ends or idles, clean up."""
-        previous = connection.upstream
-        if previous is not None and not previous.ended.is_set():
-            await previous.ended.wait()
         opened: tuple[Upstream, Channel] | None = None
         try:
+            if connection.upstream is not None:
+                await connection.upstream.ended.wait()
             runtime = await self._prepared(server)
             connection.counts = runtime.name != "remote"
             async with self._places.place(server.entry.id) if connection.counts else nullcontext():

@@ -167,6 +167,7 @@ class Pool:
     ) -> Upstream:
         if wanted is None:
             wanted = await self._wait_for_room(server, lease, credential)
+        wanted.callers += 1
         try:
             while (trial := self._trial(server, wanted)) is not None:
                 await asyncio.wait([trial])
@@ -175,10 +176,12 @@ class Pool:
                 upstream = await asyncio.shield(self._start_soon(server, wanted))
         except BaseException:
             wanted.taken = False
-            if wanted.starting is None and wanted.upstream is None:
+            if wanted.starting is None and wanted.upstream is None and wanted.callers == 1:
                 server.connections.pop(wanted.key, None)  # it may not even be tried yet
             server.made_room()
             raise
+        finally:
+            wanted.callers -= 1
         wanted.hand_out(asyncio.get_running_loop().time())
         return upstream
 

@@ -13,6 +13,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway.admission import Places
 from gateway.breaker import Breaker
+from gateway.connections import SHARED, Key
 from gateway.errors import AtCapacity, UpstreamLost, UpstreamTimeout, UpstreamUnavailable
 from gateway.pool import Bounds, Lease
 from gateway.serverlog import ServerLog
@@ -214,6 +215,25 @@ async def test_after_a_rest_one_start_is_tried_and_the_others_wait_for_its_outco
         assert {type(outcome) for outcome in outcomes} == {UpstreamUnavailable}
         assert server.failures == before + 1
         assert sum("next attempt in" in str(outcome) for outcome in outcomes) == 7
+
+
+async def test_a_caller_that_gives_up_before_the_trial_ends_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    async with bench(tmp_path, entry("a", "hostile", "hangs_silently")) as it:
+        server, loop = it.pool.servers["a"], asyncio.get_running_loop()
+        server.breaker.fail(loop.time() - 60.0)
+        trial = asyncio.create_task(it.pool.connection("a", lease("first")))
+        await until(lambda: server.connections, "the one start is tried")
+        waiting = [asyncio.create_task(it.pool.connection("a")) for _ in range(2)]
+        await until(lambda: len(server.connections) == 2, "two wait for its outcome with one connection")
+        shared = server.connections[Key(SHARED)]
+        waiting[0].cancel()
+        await asyncio.wait([waiting[0]])
+        assert server.connections.get(Key(SHARED)) is shared
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        assert Key(SHARED) not in server.connections
+        trial.cancel()
+        await asyncio.wait([trial])
 
 
 async def test_a_server_that_hangs_is_stopped_and_its_other_calls_are_told(tmp_path: Path) -> None:
