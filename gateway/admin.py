@@ -117,13 +117,14 @@ class AdminApi:
         return JSONResponse({"reviews": [asdict(one) for one in pending]})
 
     async def _review(self, request: Request) -> Response:
-        """Approve or reject one tool (`?tool=NAME`); its server offers what it may from then on."""
+        """Approve or reject one tool (`?tool=NAME`, `&seen=` the digest of what was looked at); its server offers what
+        it may from then on."""
         server, decision = request.path_params["server"], request.path_params["decision"]
         if decision not in ("approve", "reject"):
             return JSONResponse({"error": f"{decision} is no decision; approve or reject"}, 422)
-        tool = request.query_params.get("tool", "")
+        tool, seen = request.query_params.get("tool", ""), request.query_params.get("seen", "")
         reviews = self._gateway.reviews
-        await to_thread.run_sync(reviews.approve if decision == "approve" else reviews.reject, server, tool)
+        await to_thread.run_sync(reviews.approve if decision == "approve" else reviews.reject, server, tool, seen)
         await self._gateway.pool.review_again(server)
         return JSONResponse({"server": server, "tool": tool, "decision": decision})
 

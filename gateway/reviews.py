@@ -59,6 +59,8 @@ class Pending:
     why: Why
     findings: tuple[str, ...]
     difference: tuple[str, ...]
+    digest: str
+    """The hash of what the tool says now: what a person judged may have changed again before the answer comes."""
 
 
 class Reviews:
@@ -137,31 +139,35 @@ class Reviews:
                 if waiting.why == "rejected":
                     continue
                 lines = tuple(difference(book.approved.get(tool), waiting.definition))
-                found.append(Pending(id, tool, waiting.why, waiting.findings, lines))
+                found.append(Pending(id, tool, waiting.why, waiting.findings, lines, digest(waiting.definition)))
         return found
 
-    def approve(self, server: str, tool: str) -> None:
-        """Pin what the tool says now.
+    def approve(self, server: str, tool: str, seen: str = "") -> None:
+        """Pin what the tool says now; with the hash of what was looked at, only if it still says that.
 
         Raises:
-            UnknownName: no such tool waits.
+            UnknownName: no such tool waits, or it says something else.
         """
-        self._settle(server, tool, approved=True)
+        self._settle(server, tool, seen, approved=True)
 
-    def reject(self, server: str, tool: str) -> None:
+    def reject(self, server: str, tool: str, seen: str = "") -> None:
         """Keep the tool back for as long as it says this.
 
         Raises:
-            UnknownName: no such tool waits.
+            UnknownName: no such tool waits, or it says something else.
         """
-        self._settle(server, tool, approved=False)
+        self._settle(server, tool, seen, approved=False)
 
-    def _settle(self, server: str, tool: str, *, approved: bool) -> None:
+    def _settle(self, server: str, tool: str, seen: str, *, approved: bool) -> None:
         with self._holding():
             lock, book = self._locked(), self._read(server)
             waiting = book.waiting.pop(tool, None)
             if waiting is None:
                 raise errors.UnknownName(f"no tool {tool} of {server} waits for review; see: lockgate catalog review")
+            if seen and digest(waiting.definition) != seen:
+                raise errors.UnknownName(
+                    f"tool {tool} of {server} changed again; see: lockgate catalog review {server}"
+                )
             pinned = dict(lock.tools.get(server, {}))
             if approved:
                 pinned[tool] = digest(waiting.definition)

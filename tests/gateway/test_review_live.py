@@ -81,7 +81,12 @@ async def test_a_tool_that_changes_is_kept_back_until_it_is_approved(tmp_path: P
         (row,) = json.loads(await lockgate(place, "server", "list", "--json"))
         assert (row["tools"], row["kept_back"]) == (1, 1)
 
-        await lockgate(place, "catalog", "review", "t", "say", "--approve")
+        number = pending["digest"].removeprefix("sha256:")[:16]
+        assert f"t  say  changed  {number}" in shown
+        assert f"review t say --approve --seen {number}" in shown
+        said = await lockgate(place, "catalog", "review", "t", "say", "--approve", "--seen", "0" * 16, code=2)
+        assert "look again" in " ".join(said.replace("│", " ").split())
+        await lockgate(place, "catalog", "review", "t", "say", "--approve", "--seen", number)
         await offered(session, "add", "say")
         assert await session.call("t__say") == "say"
         assert "nothing waits" in await lockgate(place, "catalog", "review")

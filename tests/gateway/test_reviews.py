@@ -129,6 +129,19 @@ def test_instructions_that_give_orders_do_not_reach_clients(reviews: Reviews) ->
     assert reviews.admit("calc", listing(ADD, instructions=hostile)).instructions == ""
 
 
+@pytest.mark.sec("SEC-083")
+def test_what_changed_again_since_it_was_looked_at_is_not_approved(reviews: Reviews) -> None:
+    reviews.admit("calc", listing(ADD))
+    reviews.admit("calc", listing(ADD | {"title": "Looked at"}))
+    (seen,) = reviews.pending()
+    reviews.admit("calc", listing(ADD | {"title": "Swapped"}))
+    with pytest.raises(UnknownName, match="changed again"):
+        reviews.approve("calc", "add", seen.digest)
+    (now,) = reviews.pending()
+    reviews.approve("calc", "add", now.digest)
+    assert kept(reviews.admit("calc", listing(ADD | {"title": "Swapped"}))) == ["add"]
+
+
 def test_settling_what_does_not_wait_is_refused(reviews: Reviews) -> None:
     with pytest.raises(UnknownName, match="no tool add of calc waits"):
         reviews.approve("calc", "add")
