@@ -452,9 +452,10 @@ class Upstream:
         return method == LOG or methods.is_foreign_notification(method)
 
     def _caused_by(self, id: int | None) -> Call | None:
-        """The call a message belongs to: that of its stream, or the only one on a connection that serves one caller."""
+        """The call a message belongs to: that of its stream, or the only one on a connection that serves one caller.
+        The stream we listen on is no caller's."""
         if id is not None:
-            return self._calls.get(id)
+            return self._calls.get(id) if id != self.listening else None
         return next(iter(self._calls.values())) if self.may_ask and len(self._calls) == 1 else None
 
     def _progressed(self, params: Raw) -> None:

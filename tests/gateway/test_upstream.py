@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,10 +20,12 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def connected(*command: str, call_timeout_s: float = 20.0) -> AsyncIterator[Upstream]:
-    """A handshaken connection to one of the test servers."""
+async def connected(
+    *command: str, call_timeout_s: float = 20.0, told: Callable[..., None] = lambda *_: None
+) -> AsyncIterator[Upstream]:
+    """A handshaken connection to one of the test servers; `told` hears of what belongs to no call."""
     runtime, log = LocalRuntime(), ServerLog()
-    upstream = Upstream("a", log, call_timeout_s=call_timeout_s, on_notification=lambda *_: None)
+    upstream = Upstream("a", log, call_timeout_s=call_timeout_s, on_notification=told)
     channel = await runtime.start(entry("a", *command), upstream, log)
     try:
         await upstream.open(channel)
@@ -85,9 +87,9 @@ async def test_a_late_answer_is_dropped() -> None:
 
 
 async def test_progress_gives_a_call_more_time_and_silence_does_not() -> None:
-    async with connected(call_timeout_s=0.6) as upstream:
-        told = await begin(upstream, "steps", {"n": 8, "ms": 200}, token="t")
-        untold = await begin(upstream, "steps", {"n": 8, "ms": 200})
+    async with connected(call_timeout_s=1.5) as upstream:
+        told = await begin(upstream, "steps", {"n": 15, "ms": 200}, token="t")
+        untold = await begin(upstream, "steps", {"n": 15, "ms": 200})
         assert await text(told) == "done"
         with pytest.raises(UpstreamTimeout):
             await text(untold)
@@ -127,6 +129,17 @@ async def test_a_caller_that_does_not_read_keeps_the_newest_progress_and_the_ans
             items.append(item)
         assert len(items) <= module.MAX_UNREAD_NOTICES
         assert json.loads(items[-1].params)["progress"] == 3000  # type: ignore[union-attr]
+
+
+async def test_what_comes_on_the_stream_for_changes_belongs_to_no_call() -> None:
+    told: list[str] = []
+    async with connected(told=lambda upstream, method, params: told.append(method)) as upstream:
+        call, stream = await begin(upstream, "hold", {"key": "call"}), await begin(upstream, "hold", {"key": "stream"})
+        upstream.listening = stream.id
+        for id in (call.id, stream.id):
+            upstream.received(b'{"jsonrpc":"2.0","method":"sheets/changed","params":{}}', id)
+        assert told == ["sheets/changed"]
+        assert await call.next() == Notice("sheets/changed", b"{}")
 
 
 async def test_a_withdrawn_call_is_told_to_the_server_once_and_ends_for_whoever_waits() -> None:
