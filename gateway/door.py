@@ -122,6 +122,8 @@ class Door:
             except AuditUnwritable:
                 if isinstance(outcome, InputRequired):
                     self.give_up(outcome)
+                elif record.outcome == "task":
+                    self._tasks.leave(self._tasks.find(caller, record.detail), "it could not be recorded")
                 raise
         return outcome
 

@@ -157,6 +157,16 @@ async def test_a_server_with_open_tasks_is_not_idle(tmp_path: Path) -> None:
         await until(lambda: pool.servers["a"].upstream is None, "now it is idle too")
 
 
+async def test_a_task_that_cannot_be_recorded_is_not_kept(tmp_path: Path) -> None:
+    async with running(tmp_path, ONE) as place:
+        await result(place, "tools/list")
+        upstream = await place.gateway.pool.connection("a")
+        place.gateway.audit.close()
+        refusal = await error(place, "tools/call", {"name": "a__job", "arguments": {"key": "k"}})
+        assert refusal["code"] == -32603
+        assert upstream.pins == 0
+
+
 async def test_a_task_that_is_over_keeps_no_server_running(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         id = await task(place, "a__job", {"key": "k"})
