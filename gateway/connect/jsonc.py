@@ -185,7 +185,9 @@ def put(text: str, path: Sequence[str], value: object) -> str:
     if node is None:
         for name in reversed(path):
             value = {name: value}
-        return text + style.written(value, 0) + style.newline
+        # A comment to the end of the file would take in what is written after it.
+        between = "" if text in ("", _BOM) or text.endswith("\n") else style.newline
+        return text + between + style.written(value, 0) + style.newline
     for depth, name in enumerate(path):
         if node.kind != "object":
             raise DocumentError(f"{'.'.join(path[:depth]) or 'the document'} is not an object")

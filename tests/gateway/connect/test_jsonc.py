@@ -131,3 +131,10 @@ def test_what_is_wrong_is_said_with_its_place(text: str, where: str) -> None:
 def test_a_list_in_place_of_servers_is_refused() -> None:
     with pytest.raises(DocumentError, match="mcpServers is not an object"):
         put('{"mcpServers": []}', ["mcpServers", "lockgate"], {})
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff", "// note", "\ufeff// note", "/* note */", "// note\r\n// more"])
+def test_a_document_of_nothing_but_comments_can_be_added_to(text: str) -> None:
+    after = put(text, ("servers", "x"), {"a": 1})
+    assert after.startswith(text)
+    assert get(after, ("servers", "x")) == {"a": 1}
