@@ -55,7 +55,7 @@ def test_noise_on_stdout_does_not_drive_out_everything_else() -> None:
 def test_a_flood_costs_little_time() -> None:
     log = ServerLog()
     chunk = (b"x" * 99 + b"\n") * 650
-    started = time.monotonic()
+    started = time.process_time()
     for _ in range(300):
         log.stderr(chunk)
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4
