@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,6 +19,7 @@ import docker
 import requests
 from anyio import to_thread
 from docker.tls import TLSConfig
+from docker.transport.unixconn import UnixHTTPAdapter, UnixHTTPConnection, UnixHTTPConnectionPool
 
 from gateway.engine_address import EngineAddress, checked
 from gateway.errors import EngineDown
@@ -53,6 +54,35 @@ EngineRefused = docker.errors.APIError
 NotInEngine = docker.errors.NotFound
 EngineErrors: Final = (docker.errors.DockerException, requests.exceptions.RequestException)
 """What the docker library raises: its own errors, and those of its HTTP library."""
+
+
+class _UnixConnection(UnixHTTPConnection):
+    """The docker library's own leaves its socket open when the engine does not take the connection."""
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(self.unix_socket)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+class _UnixPool(UnixHTTPConnectionPool):
+    def _new_conn(self) -> _UnixConnection:  # type: ignore[override]  # as the library does
+        return _UnixConnection(self.base_url, self.socket_path, self.timeout)  # type: ignore[arg-type]  # its stubs
+
+
+class _UnixAdapter(UnixHTTPAdapter):
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> _UnixPool:
+        with self.pools.lock:
+            pool: _UnixPool | None = self.pools.get(url)
+            if pool is None:
+                pool = _UnixPool(str(url), self.socket_path, self.timeout, maxsize=self.max_pool_size)
+                self.pools[url] = pool
+        return pool
 
 
 class DockerEngine:
@@ -101,7 +131,7 @@ class DockerEngine:
             OSError, one of EngineErrors: the engine cannot be reached.
         """
         if self._url.startswith("unix:"):
-            # Knock first: the docker library leaks the socket of a connection that fails.
+            # Knock first: the error of a plain connect says more than what the docker library makes of it.
             with socket.socket(socket.AF_UNIX) as knock:
                 knock.settimeout(KNOCK_TIMEOUT_S)
                 knock.connect(urlsplit(self._url).path)
@@ -114,6 +144,10 @@ class DockerEngine:
         tls = self._tls_config
         url = self._url if tls is None else self._url.replace("tcp://", "https://", 1)
         client = docker.APIClient(base_url=url, version=version, timeout=int(timeout_s), tls=tls or False)
+        if url.startswith("unix:"):
+            adapter = _UnixAdapter(url.replace("unix:", "http+unix:", 1), int(timeout_s))
+            vars(client)["_custom_adapter"] = adapter  # where the library looks before it looks at what is mounted
+            client.mount("http+docker://", adapter)
         # Else REQUESTS_CA_BUNDLE takes the place of the engine's own authority.
         client.trust_env = False
         return client

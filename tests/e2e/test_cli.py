@@ -352,6 +352,10 @@ def test_a_servers_words_cannot_drive_the_terminal_or_break_a_table(
     )
     with RunningGateway(tmp_path / "state", runtime="docker", catalog=catalog) as gateway:
         gateway.wait_until_learnt(["small"])
+        shown = on_a_terminal("catalog", "review", state=gateway.state, catalog=catalog)
+        assert b"hidden text" in shown
+        assert b"\x1b]0" not in shown, "colours may be there, but not what the server wrote"
+        printed(gateway.cli("catalog", "review", "small", "hello", "--approve"))
         listed = printed(gateway.cli("tools", "list"))
         assert "[/nothing] [bold]hi" in listed
         assert "\x1b" not in listed

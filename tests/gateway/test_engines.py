@@ -3,6 +3,7 @@ and on an engine that goes away, comes back, or stops answering in the middle of
 
 import asyncio
 import datetime
+import gc
 import ipaddress
 import os
 import shutil
@@ -12,12 +13,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import anyio
 import docker
 import pytest
+import requests
 from anyio import to_thread
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -408,3 +410,14 @@ async def test_other_servers_answer_while_the_engine_is_silent(tmp_path: Path) -
             group.cancel_scope.cancel()
         assert ticks > 100
         await engine.aclose()
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_engine_that_takes_no_connection_costs_no_socket(tmp_path: Path) -> None:
+    """The docker library forgets the socket of a connection that fails; a warning of Python's would say so."""
+    address = EngineAddress(f"unix://{tmp_path}/gone.sock")
+    client = DockerEngine(address)._client("1.41", 1.0)
+    with closing(client), pytest.raises(requests.exceptions.ConnectionError):
+        client.ping()
+    del client
+    gc.collect()

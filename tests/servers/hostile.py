@@ -289,7 +289,7 @@ def breaks_its_next_list() -> None:
         if lists == 1:
             send(id=request["id"], result=result(request))
         else:
-            poke = b'{"name":"poke","inputSchema":{}}'
+            poke = b'{"name":"poke","inputSchema":{"type":"object"}}'  # as before: a changed tool is kept back
             write(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b,%b]}}\n' % (request["id"], poke, next(bombs)))
 
     def changed(request: dict[str, Any]) -> None:
