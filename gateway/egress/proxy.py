@@ -9,6 +9,7 @@ import functools
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -34,6 +35,8 @@ ALERT_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
 """A fatal TLS alert, access_denied (RFC 8446, section 6)."""
 
 
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+"""The line before a chunk (RFC 9112, section 7.1): Python's own reading would also take a sign, 0x and underscores."""
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -320,7 +323,10 @@ async def _send_body(head: sniff.Head, reader: asyncio.StreamReader, writer: asy
         return
     while True:
         line, data = await _line(reader, data)
-        size = int(line.split(b";")[0].strip(), 16)
+        found = _CHUNK.fullmatch(line)
+        if found is None:
+            raise OSError("a chunk that can be read in two ways")
+        size = int(found[1], 16)
         writer.write(line + b"\r\n")
         left = size + 2 if size else 0
         while left:
@@ -344,6 +350,8 @@ async def _line(reader: asyncio.StreamReader, data: bytes) -> tuple[bytes, bytes
             raise asyncio.IncompleteReadError(data, None)
         data += more
     line, _, rest = data.partition(b"\r\n")
+    if b"\n" in line or b"\r" in line:
+        raise OSError("a line that can be read in two ways")
     return line, rest
 
 

@@ -23,11 +23,12 @@ NEVER = tuple(
         "192.0.0.192/32",  # metadata (Oracle)
         "224.0.0.0/4",
         "240.0.0.0/4",
-        "::/127",  # unspecified and loopback
         "fe80::/10",
         "fd00:ec2::254/128",  # metadata (AWS)
         "ff00::/8",
         # What carries an IPv4 address inside, which could be any of the above.
+        "::/96",  # with unspecified and loopback
+        "::ffff:0:0:0/96",
         "::ffff:0:0/96",
         "64:ff9b::/96",
         "64:ff9b:1::/48",
@@ -36,6 +37,8 @@ NEVER = tuple(
     )
 )
 """Refused even where an entry lists them."""
+SITE_LOCAL = ipaddress.ip_network("fec0::/10")
+"""Private addresses of old (RFC 3879), which the library takes for global ones."""
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
 MAX_NAME = 253
 
@@ -110,7 +113,7 @@ class Rules:
             return f"{address} is this host itself"
         if any(address in network for network in NEVER):
             return f"{address} is never allowed"
-        if not address.is_global and not self.lists_address(address, port):
+        if (not address.is_global or address in SITE_LOCAL) and not self.lists_address(address, port):
             return f"{address} is private and not listed"
         return None
 

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import json
+import socket
 import ssl
 import struct
 from contextlib import suppress
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from catalog import Entry
 from gateway.egress import dns, sniff
 from gateway.egress.attempts import MAX_AUDITED_A_MINUTE, MAX_KEPT, Attempt, Attempts
-from gateway.egress.proxy import Denied, Filter, Reporter
+from gateway.egress.proxy import Denied, Filter, Reporter, _send_body
 from gateway.egress.rules import Rules, canonical, parse
 
 LISTED = ("api.example.com:443", "*.wild.example:8443", "10.1.0.0/16:5432", "[2001:db8::/32]:443", "192.0.2.7:22")
@@ -80,6 +81,10 @@ def test_names_are_listed_exactly_or_below_a_wildcard_and_with_their_port() -> N
         "64:ff9b:1::1",
         "2002:7f00:1::",
         "2001:0:53aa::1",
+        "::127.0.0.1",
+        "::169.254.169.254",
+        "::ffff:0:127.0.0.1",
+        "fec0::1",
     ],
 )
 def test_what_is_not_the_internet_is_refused_whatever_name_led_there(address: str) -> None:
@@ -259,6 +264,38 @@ def test_a_request_is_passed_on_for_one_answer_only() -> None:
     )
     assert (head.host, head.port, head.length, head.rest) == ("a.b", 81, 3, b"abcGET")
     assert head.forwarded == b"POST /x?y HTTP/1.1\r\nHost: a.b:81\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+
+
+async def sent_on(body: bytes) -> bytes:
+    """What of a body in chunks comes out of the filter, up to where the filter stops."""
+    near, far = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=near)
+    reader, other = await asyncio.open_connection(sock=far)
+    source = asyncio.StreamReader()
+    source.feed_data(body)
+    source.feed_eof()
+    head = sniff.request(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    try:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await _send_body(head, source, writer)
+    finally:
+        writer.close()
+    received = await reader.read()
+    other.close()
+    await other.wait_closed()
+    return received
+
+
+@pytest.mark.anyio
+async def test_a_body_in_chunks_is_passed_on_to_its_last_chunk_and_no_further() -> None:
+    body = b"3\r\nabc\r\nA;note=x\r\n0123456789\r\n0\r\nTrailer: y\r\n\r\n"
+    assert await sent_on(body + b"GET /more HTTP/1.1\r\n\r\n") == body
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [b"0x3", b"+3", b"-3", b"0_3", b" 3", b"", b"3;a\nb", b"3\rx", b"3 3", b"0" * 17])
+async def test_a_chunk_that_can_be_read_in_two_ways_is_not_passed_on(size: bytes) -> None:
+    assert await sent_on(size + b"\r\nabc\r\n0\r\n\r\n") == b""
 
 
 # -- addresses that change -----------------------------------------------------------------------
