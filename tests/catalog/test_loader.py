@@ -3,6 +3,7 @@
 import os
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from catalog import CatalogError, CatalogInvalid, CatalogUnreadable, load_catalo
 from tests.catalog.files import BOX, IMAGE, document, load, only_problem, problems
 
 FOUR_MIB = 4 * 1024 * 1024
-MAX_LOAD_S = 2.0
+MAX_LOAD_S = 30.0
+"""Of this process alone. Each takes less than half a second; growing with the square of the size it would be hours."""
 MAX_LOAD_BYTES = 64 * 1024 * 1024
 HEAD = "version: 1\nservers:\n  box:\n    title: Box\n"
 SIZE = FOUR_MIB - 200
@@ -383,6 +385,12 @@ HOSTILE = {
 }
 
 
+def cpu_s(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 @pytest.mark.sec("SEC-076")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_file_is_refused_quickly(tmp_path: Path, name: str) -> None:
@@ -428,14 +436,17 @@ def test_pure_python_parser_gives_the_same_answers(tmp_path: Path, monkeypatch: 
     assert problems(tmp_path, bad) == found
 
 
-def test_three_hundred_entries_load_in_well_under_a_second(tmp_path: Path) -> None:
+def test_loading_three_hundred_entries_costs_little_more_than_parsing_them(tmp_path: Path) -> None:
     tools = ", ".join(f"tool_{i}" for i in range(15))
     body = f"{BOX}env: {{A: b, C: d}}\nargs: [a, b]\ntools: [{tools}]\nvolumes: [{{name: a, target: /data}}]\n"
     path = tmp_path / "catalog.yaml"
-    path.write_text(document({f"box{i}": body for i in range(330)}))
-    start = time.process_time()
+    text = document({f"box{i}": body for i in range(330)})
+    path.write_text(text)
+    parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    parsing = min(cpu_s(lambda: list(yaml.parse(text, Loader=parser))) for _ in range(5))
+    loading = min(cpu_s(lambda: load_catalog(path)) for _ in range(5))
+    assert loading < 25 * parsing  # about 5 times where the parser is in C; both in milliseconds
     catalog = load_catalog(path)
-    assert time.process_time() - start < 1.0
     assert len(catalog.entries) == 330
     assert catalog.entry("box329").image == IMAGE
 
