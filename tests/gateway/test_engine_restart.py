@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -45,7 +46,9 @@ class PrivateEngine:
     async def start(self) -> None:
         places = {"data-root": "data", "exec-root": "run", "pidfile": "pid"}
         options = [f"--{name}={self._folder}/{place}" for name, place in places.items()]
-        argv = ["dockerd", *options, "-H", self.url, "--bridge=none", "--iptables=false", "--ip6tables=false"]
+        # In a network namespace of its own: an engine without a bridge removes the one of the machine's engine.
+        argv = ["unshare", "--net", "dockerd", *options, "-H", self.url]
+        argv += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         await until(self._answers, "the engine answers", ENGINE_S)
@@ -53,7 +56,10 @@ class PrivateEngine:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
-        if not (self._folder / "e.sock").exists():
+        try:
+            with socket.socket(socket.AF_UNIX) as knock:  # the docker library leaks the socket of one that fails
+                knock.connect(str(self._folder / "e.sock"))
+        except OSError:
             return False
         asking = docker.APIClient(self.url, version="1.41", timeout=30)
         try:
