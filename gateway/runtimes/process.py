@@ -241,6 +241,10 @@ class _ServerProcess(asyncio.SubprocessProtocol):
     def __init__(self, channel: ProcessChannel) -> None:
         self._channel = channel
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Before anything else: a process may have ended by the time that its starter hears of it.
+        self._channel.owns(cast("asyncio.SubprocessTransport", transport))
+
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
             self._channel.log.stderr(data)
@@ -273,6 +277,9 @@ class ProcessChannel(LineChannel):
         self._label = label
         self._transport: asyncio.SubprocessTransport | None = None
         self._gone = asyncio.Event()
+
+    def owns(self, transport: asyncio.SubprocessTransport) -> None:
+        self._transport = transport
 
     def started(self, transport: asyncio.SubprocessTransport) -> None:
         self._transport = transport
