@@ -57,7 +57,7 @@ class Door:
         self._page_size = page_size
         self._pool: Pool | None = None
         self._surfaces: OrderedDict[tuple[object, ...], tuple[Profile, Surface]] = OrderedDict()
-        self._decisions: dict[tuple[str, ...], Decision] = {}
+        self._decisions: dict[tuple[object, ...], Decision] = {}
         self.hearing = Hearing(self)
         self._seal = Seal()
         self._parking = Parking(self._withdraw)
@@ -193,7 +193,7 @@ class Door:
         if self.policy.reads_arguments:
             given = envelope.value(arguments) if arguments else {}
             return self.policy.decide(Request(principal, action, profile, target.server, target.item, given))
-        key = (self.policy.generation, principal.id, principal.kind, action, profile, target.server, target.item)
+        key = (self.policy.generation, principal, action, profile, target.server, target.item)
         decision = self._decisions.get(key)
         if decision is None:
             decision = self.policy.decide(Request(principal, action, profile, target.server, target.item))
@@ -539,7 +539,7 @@ class Door:
         """What this caller sees, rebuilt only when a listing or the policy changed."""
         profile = caller.profile
         principal = caller.principal
-        key = (profile.name, principal.id, principal.kind, self.policy.generation, self.pool.generation)
+        key = (profile.name, principal, self.policy.generation, self.pool.generation)
         built_for, found = self._surfaces.get(key, (None, None))
         # A call that began before a reload still has the profile of that time: its surface is not for the others.
         if found is None or (built_for is not profile and built_for != profile):

@@ -5,6 +5,7 @@ Knows no transport: the wire decides how each looks to a client.
     GatewayError
     ├── SettingsError          the operator's settings are wrong
     ├── SecretsError           a secret is missing or must not be used; the operator fixes it
+    ├── DatabaseError          the database cannot be opened, or is of a newer version
     ├── MountRefused           a folder of this machine may not be shown to a server
     ├── DoorError              the caller asked for something it cannot have
     │   ├── UnknownName        no such tool, prompt or resource for this caller (absent and denied look alike)
@@ -34,6 +35,10 @@ class GatewayError(Exception):
 
 class SettingsError(GatewayError):
     """A setting is wrong; the operator fixes it."""
+
+
+class DatabaseError(GatewayError):
+    """The database cannot be opened, or was written by a newer version."""
 
 
 class SecretsError(GatewayError):

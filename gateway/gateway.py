@@ -21,6 +21,7 @@ from gateway import audit, errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.catalogs import open_catalog
+from gateway.database import Database
 from gateway.docker_engine import DockerEngine
 from gateway.door import Door
 from gateway.egress.attempts import Attempt
@@ -96,6 +97,7 @@ class Gateway:
             stack.callback(release_state, lock_state(state))
             self.run = stack.enter_context(Run(state))
             await to_thread.run_sync(remove_leftovers, self.run, state, self.settings.cache_dir)
+            self.database = await stack.enter_async_context(Database(self.settings.database_url))
             self.audit = Audit(state / "audit.jsonl")
             self.audit.open()
             stack.callback(self.audit.close)

@@ -55,6 +55,8 @@ class Settings:
     """Folders of this machine below which entries may have folders mounted; none without it."""
     secrets_dir: Path | None = None
     """Where secrets lie as files, one each; `secrets` in the state folder if not set."""
+    database: str = ""
+    """An SQLAlchemy URL: `postgresql://user:password@host/name`; empty is `lockgate.db` in the state folder."""
 
     @property
     def engine(self) -> EngineAddress:
@@ -64,6 +66,10 @@ class Settings:
     def catalog_lock(self) -> Path:
         """Where tags are pinned: beside a catalog of one's own, for the shipped one in the state folder."""
         return self.state_dir / "catalog.lock" if self.catalog is None else self.catalog.with_suffix(".lock")
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.state_dir / 'lockgate.db'}"
 
     @property
     def url(self) -> str:

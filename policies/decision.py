@@ -17,7 +17,16 @@ class Principal:
     """The authenticated caller. `kind` says how it was authenticated."""
 
     id: str
-    kind: Literal["loopback", "stdio"] = "loopback"
+    kind: Literal["loopback", "stdio", "key", "user", "client"] = "loopback"
+    """Reached a loopback listener, started us over stdio, holds an API key, signed in, or is an OAuth client on its own
+    behalf."""
+    groups: frozenset[str] = frozenset()
+    client: str = ""
+    """The OAuth client or API key that the caller acts through."""
+    scopes: frozenset[str] | None = None
+    """What the token was issued for; None where nothing limits it."""
+    strength: Literal["none", "key", "password", "multi"] = "none"
+    """How well the caller was authenticated: not at all, by a key, by a password, by more than one factor."""
 
 
 @dataclass(frozen=True, slots=True)

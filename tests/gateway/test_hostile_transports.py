@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import anyio
 import pytest
 
+from tests.gateway.callers import Session
 from tests.gateway.running import Place, running
 from tests.servers import DEADLINE_S, LOCAL, until
 from tests.servers.carrier import Carrier, carried
@@ -95,8 +96,7 @@ async def everything(folder: Path, transport: Transport) -> AsyncIterator[tuple[
             await carrier.aclose()  # their processes are none of the gateway's
 
 
-async def poke(place: Place, id: str) -> dict[str, Any]:
-    session = await place.session()
+async def poke(session: Session, id: str) -> dict[str, Any]:
     with anyio.fail_after(2 * DEADLINE_S):
         return dict(await session.result("tools/call", {"name": f"{id}__poke", "arguments": {}}))
 
@@ -128,7 +128,8 @@ async def test_each_fails_alone_within_its_time_and_comes_back(tmp_path: Path, t
                 assert f"server {id} failed to start" in server.error, id
                 assert server.failures >= 1  # and with each one the pause before the next attempt grows
                 return
-            result = await poke(place, id)
+            own = await place.session()
+            result = await poke(own, id)
             text = result["content"][0]["text"]
             assert bool(result.get("isError")) is (expected.answer == "error"), (id, text)
             if expected.answer == "error":
@@ -136,7 +137,7 @@ async def test_each_fails_alone_within_its_time_and_comes_back(tmp_path: Path, t
             if expected.dies and not (behaviour == "endless_line" and carriers):  # that costs its own stream there
                 before = starts(id)
                 while starts(id) == before:
-                    text = (await poke(place, id))["content"][0]["text"]
+                    text = (await poke(own, id))["content"][0]["text"]
                     await anyio.sleep(0.02)  # until the next attempt is allowed
 
         done = asyncio.Event()

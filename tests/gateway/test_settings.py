@@ -44,6 +44,7 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "LOCKGATE_EGRESS_NETWORK": "out",
         "LOCKGATE_MOUNT_ROOTS": f"{tmp_path}/a:{tmp_path}/b",
         "LOCKGATE_SECRETS_DIR": "/s",
+        "LOCKGATE_DATABASE": "postgresql://somebody@database/lockgate",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
@@ -64,6 +65,7 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "out",
         (tmp_path / "a", tmp_path / "b"),
         Path("/s"),
+        "postgresql://somebody@database/lockgate",
     )
     assert settings.url == "http://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)
