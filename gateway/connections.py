@@ -20,8 +20,19 @@ from gateway.upstream import Upstream
 SHARED: Final = "shared"
 SPARE: Final = "spare"
 """A connection of an interactive server kept ready for the next caller that needs one of its own."""
-NOBODY: Final = ""
-"""The identity of servers that are given no credential of a caller's."""
+
+
+class Credential(NamedTuple):
+    """Whose credential a server is given. Callers share a connection only if both members are the same."""
+
+    owner: str = ""
+    """The principal whose own secrets or tokens it holds; empty where it holds shared ones or none."""
+    version: str = ""
+    """Changes with each change of what the owner keeps for this server."""
+
+
+NOBODY: Final = Credential()
+"""Servers that are given no credential of a caller's."""
 HANDED_S: Final = 0.1
 """A connection handed out so short a time ago is about to be used, and not idle."""
 
@@ -44,7 +55,7 @@ class Key(NamedTuple):
 
     owner: Hashable
     number: int = 0
-    credential: str = NOBODY
+    credential: Credential = NOBODY
 
     @property
     def is_leased(self) -> bool:

@@ -157,7 +157,7 @@ class Keeper:
         channel: Channel | None = None
         try:
             async with asyncio.timeout(limit_s):
-                channel = await runtime.start(entry, upstream, server.log)
+                channel = await runtime.start(entry, upstream, server.log, connection.key.credential.owner)
                 await upstream.open(channel, known)
                 if server.listing is None or connection.key.owner == SPARE:
                     await self._listings.adopt(server, await learn(upstream, entry))

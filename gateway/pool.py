@@ -15,7 +15,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway import errors
 from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
-from gateway.connections import NOBODY, SHARED, SPARE, Connection, Key, Lease, Server
+from gateway.connections import NOBODY, SHARED, SPARE, Connection, Credential, Key, Lease, Server
 from gateway.keeper import Keeper
 from gateway.listings import Listing, ListingStore
 from gateway.relisting import Admit, Relisting, everything
@@ -134,7 +134,7 @@ class Pool:
 
     # -- handing out -------------------------------------------------------------------------
 
-    async def connection(self, id: str, lease: Lease | None = None, credential: str = NOBODY) -> Upstream:
+    async def connection(self, id: str, lease: Lease | None = None, credential: Credential = NOBODY) -> Upstream:
         """The live connection that all callers with the same credential share, or one's own under a lease; started if
         need be, with concurrent callers sharing one start. An exclusive one must be given back with `free`.
 
@@ -163,7 +163,7 @@ class Pool:
         return connection.upstream
 
     async def _connect(
-        self, server: Server, lease: Lease | None, credential: str, wanted: Connection | None
+        self, server: Server, lease: Lease | None, credential: Credential, wanted: Connection | None
     ) -> Upstream:
         if wanted is None:
             wanted = await self._wait_for_room(server, lease, credential)
@@ -185,7 +185,7 @@ class Pool:
         wanted.hand_out(asyncio.get_running_loop().time())
         return upstream
 
-    def _wanted(self, server: Server, lease: Lease | None, credential: str) -> Connection | None:
+    def _wanted(self, server: Server, lease: Lease | None, credential: Credential) -> Connection | None:
         """The connection to use; None if there is no room for one more. Synchronous, so that two callers cannot both
         take the last free one."""
         if lease is None:
@@ -210,7 +210,7 @@ class Pool:
             server.connections[key] = connection
         return connection
 
-    async def _wait_for_room(self, server: Server, lease: Lease | None, credential: str) -> Connection:
+    async def _wait_for_room(self, server: Server, lease: Lease | None, credential: Credential) -> Connection:
         """Wait briefly for one of the server's connections to become free."""
         loop, id, limit = asyncio.get_running_loop(), server.entry.id, server.entry.limits.instances
         until = loop.time() + self._bounds.queue_s

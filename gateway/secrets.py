@@ -52,8 +52,8 @@ class SecretValue:
 class SecretStore(Protocol):
     """Where secrets are kept."""
 
-    def get(self, name: str) -> SecretValue | None:
-        """The secret of this very name, or None.
+    def get(self, name: str, owner: str = "") -> SecretValue | None:
+        """The secret of this very name, or None: of the principal `owner`, or a shared one if that is empty.
 
         Raises:
             SecretsError: it is there, but must not be used; says why and never shows it.
@@ -75,8 +75,8 @@ class EnvironmentSecrets:
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._values = {key: os.fsencode(environ.pop(key)) for key in list(environ) if key.startswith(VARIABLE_PREFIX)}
 
-    def get(self, name: str) -> SecretValue | None:
-        value = self._values.get(variable(name))
+    def get(self, name: str, owner: str = "") -> SecretValue | None:
+        value = None if owner else self._values.get(variable(name))
         return SecretValue(name, _usable(name, value)) if value is not None else None
 
     def how_to_set(self, name: str) -> str:
@@ -89,7 +89,9 @@ class FolderSecrets:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, name: str) -> SecretValue | None:
+    def get(self, name: str, owner: str = "") -> SecretValue | None:
+        if owner:
+            return None  # what lies here is everybody's
         try:
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -171,8 +173,9 @@ class Secrets:
                     f"the secrets {other} and {name} would both be read from {variable(name)}; rename one entry"
                 )
 
-    def resolve(self, entry: Entry) -> Mapping[str, SecretValue]:
-        """The entry's secrets by name; optional ones that are not set are left out.
+    def resolve(self, entry: Entry, owner: str = "") -> Mapping[str, SecretValue]:
+        """The entry's secrets by name, each the owner's own where they have one, else the shared one; optional ones
+        that are not set are left out.
 
         Raises:
             SecretsError: a required one is missing, or one must not be used; names it and says how to set it.
@@ -180,7 +183,7 @@ class Secrets:
         found: dict[str, SecretValue] = {}
         missing = []
         for secret in entry.secrets:
-            value = self._find(secret.name)
+            value = self._find(secret.name, owner)
             if value is not None:
                 found[secret.name] = value
             elif secret.required:
@@ -189,8 +192,12 @@ class Secrets:
             raise SecretsError("; ".join(self._how_to_set(name) for name in missing))
         return found
 
-    def _find(self, name: str) -> SecretValue | None:
-        return next((value for store in self._stores if (value := store.get(name)) is not None), None)
+    def _find(self, name: str, owner: str) -> SecretValue | None:
+        for whose in (owner, "") if owner else ("",):
+            for store in self._stores:
+                if (value := store.get(name, whose)) is not None:
+                    return value
+        return None
 
     def _how_to_set(self, name: str) -> str:
         ways = " or ".join(store.how_to_set(name) for store in self._stores)

@@ -25,8 +25,9 @@ class Runtime(Protocol):
             UpstreamUnavailable: it cannot be had.
         """
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
-        """Start one server. The caller owns the channel and must close it; when cancelled or failed nothing is left.
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
+        """Start one server, with the secrets of `owner`'s own where a principal is named. The caller owns the channel
+        and must close it; when cancelled or failed nothing is left.
 
         Raises:
             UpstreamUnavailable: it could not be started; the message says why and what to do.

@@ -118,12 +118,12 @@ class DockerRuntime:
         except (errors.ImageError, CatalogError) as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         if entry.per_call:
             self._require_client()
             return PerCallChannel(self, entry, receiver, log)
         image = await self._image(entry, log)
-        handed = await self._handover.collect(entry)
+        handed = await self._handover.collect(entry, owner)
         if not entry.hosts:
             return await self._start(entry, image, handed, None, receiver, log)
         gate = Gate(self._engine, self._run, entry, log, partial(self._report, entry.id))

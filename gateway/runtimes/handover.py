@@ -64,18 +64,18 @@ class Handover:
         self._secrets = secrets
         self._mounts = mounts
 
-    async def collect(self, entry: Entry) -> Handed:
+    async def collect(self, entry: Entry, owner: str = "") -> Handed:
         """
         Raises:
             UpstreamUnavailable: a secret is missing, a mount refused, or a volume too full; says what to do.
         """
         try:
-            return await to_thread.run_sync(lambda: self._collect(entry))
+            return await to_thread.run_sync(lambda: self._collect(entry, owner))
         except (MountRefused, SecretsError, OSError) as exc:
             raise UpstreamUnavailable(f"server {entry.id} is not started: {exc}") from exc
 
-    def _collect(self, entry: Entry) -> Handed:
-        found = self._secrets.resolve(entry)
+    def _collect(self, entry: Entry, owner: str) -> Handed:
+        found = self._secrets.resolve(entry, owner)
         plain, env, files = dict[str, SecretValue](), dict[str, SecretValue](), dict[str, SecretValue]()
         for secret in entry.secrets:
             if secret.name not in found:

@@ -69,10 +69,10 @@ class ProcessRuntime:
         except errors.PackageError as exc:
             raise errors.UpstreamUnavailable(str(exc)) from exc
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> ProcessChannel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> ProcessChannel:
         self._refuse_what_only_containers_can(entry)
         installed = await self._installed(entry, log)
-        handed = await self._handover.collect(entry)
+        handed = await self._handover.collect(entry, owner)
         if handed.files and self._bwrap is None:
             raise errors.UpstreamUnavailable(
                 f"server {entry.id} reads secrets from files, which needs bubblewrap or the Docker Engine here"

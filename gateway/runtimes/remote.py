@@ -39,7 +39,7 @@ class RemoteRuntime:
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """There is nothing to fetch."""
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         if entry.remote is None:
             raise errors.UpstreamUnavailable(f"entry {entry.id} names no remote URL")
         if entry.remote.transport == "sse":

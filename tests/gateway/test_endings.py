@@ -41,7 +41,7 @@ class Inside:
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """It is there."""
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> "Inside":
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> "Inside":
         self._receiver = receiver
         return self
 

@@ -13,7 +13,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway.admission import Places
 from gateway.breaker import Breaker
-from gateway.connections import SHARED, Key
+from gateway.connections import SHARED, Credential, Key
 from gateway.errors import AtCapacity, UpstreamLost, UpstreamTimeout, UpstreamUnavailable
 from gateway.pool import Bounds, Lease
 from gateway.serverlog import ServerLog
@@ -43,8 +43,8 @@ class CountingRuntime(LocalRuntime):
         super().__init__()
         self.most = 0
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
-        channel = await super().start(entry, receiver, log)
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
+        channel = await super().start(entry, receiver, log, owner)
         self.most = max(self.most, len(self.processes()))
         return channel
 
@@ -176,7 +176,9 @@ async def test_a_caller_that_finds_all_instances_taken_is_refused_after_a_while(
 
 async def test_callers_share_by_credential(tmp_path: Path) -> None:
     async with bench(tmp_path, entry("a")) as it:
-        mine, again, theirs = [await it.pool.connection("a", credential=who) for who in ("me", "me", "them")]
+        mine, again, theirs = [
+            await it.pool.connection("a", credential=Credential(who)) for who in ("me", "me", "them")
+        ]
         assert mine is again
         assert theirs is not mine
         assert len(it.runtime.processes()) == 2

@@ -45,7 +45,7 @@ class LocalRuntime:
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """The scripts are there."""
 
-    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog) -> Channel:
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         self.starts.append(entry.id)
         script, *arguments = entry.command
         argv = [sys.executable, "-S", str(HERE / f"{script}.py"), *arguments]
