@@ -45,6 +45,8 @@ class Relay:
         self._target = parts
         self._address = (parts.hostname, parts.port)
         self._connections: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.WriteTransport] = set()
+        """Of all connections, past ones too: closing one takes as long as its last bytes do."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="relay", daemon=True)
         self.exchanges: list[Exchange] = []
@@ -71,17 +73,24 @@ class Relay:
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await _turns()  # what was accepted just now begins, and is known; a closed server would lose it
         server.close()
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        for end in self._ends:
+            end.abort()
+        await _turns()  # each is told and closes its socket
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._ends.add(writer.transport)
         task.add_done_callback(self._connections.discard)
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):  # nobody waits for this task; it is cancelled at the end only
             await self._carry(reader, writer)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,6 +100,7 @@ class Relay:
         except OSError:
             writer.close()
             return
+        self._ends.add(far_writer.transport)
         watched = _Watched(self)
         ways = [
             asyncio.ensure_future(_pump(reader, far_writer, watched.asked)),
@@ -104,6 +114,12 @@ class Relay:
             await asyncio.gather(*ways, return_exceptions=True)
             for end in (writer, far_writer):
                 end.close()
+
+
+async def _turns() -> None:
+    """Let the loop do what follows from what was done; each step of asyncio's takes a turn of its own."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, see: Callable[[bytes], None]) -> None:
