@@ -82,7 +82,7 @@ def _hostname(value: bytes) -> str:
 
 
 class Mcp:
-    """The MCP endpoint of the default profile at /mcp and of every profile at /mcp/NAME."""
+    """The MCP endpoint of the default profile at /mcp and of every profile at /p/NAME/mcp."""
 
     def __init__(self, gateway: Gateway, endpoint: McpEndpoint) -> None:
         self._gateway = gateway
@@ -117,7 +117,7 @@ def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str) -> ASG
     mcp = Mcp(gateway, endpoint)
     app = Starlette(
         routes=[
-            Route("/mcp/{profile}", mcp),
+            Route("/p/{profile}/mcp", mcp),
             Route("/v1/models", openai.list_models),
             Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
             Route("/healthz", _health),

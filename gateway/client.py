@@ -179,7 +179,7 @@ async def gateway_client(settings: Settings, profile: str | None = None) -> Asyn
 async def _session(running: Running, profile: str | None) -> AsyncIterator[GatewayClient]:
     log = ServerLog()
     upstream = Upstream("gateway", log, call_timeout_s=CALL_TIMEOUT_S, on_notification=_ignore)
-    path = f"/mcp/{quote(profile, safe='')}" if profile else "/mcp"
+    path = f"/p/{quote(profile, safe='')}/mcp" if profile else "/mcp"
     channel = HttpChannel(running.url + path, {}, upstream, log)
     origin = HttpOrigin(running.url)
     client = GatewayClient(running, upstream, channel, origin)

@@ -128,7 +128,7 @@ def _target(profile: str | None) -> Target:
     if running is None and wanted.port == 0:
         raise SettingsError("the gateway has no fixed port and does not run; set LOCKGATE_PORT or start it first")
     base = running.url if running is not None else wanted.url
-    url = f"{base}/mcp" if profile is None else f"{base}/mcp/{profile}"
+    url = f"{base}/mcp" if profile is None else f"{base}/p/{profile}/mcp"
     args = ("stdio",) if profile is None else ("stdio", "--profile", profile)
     command = Path(shutil.which("lockgate") or sys.argv[0]).absolute()
     return Target(_entry_name(profile), url, str(command), args)

@@ -64,9 +64,9 @@ def test_stop_1_the_guard_refuses_a_foreign_origin_or_host(walk: Walk) -> None:
 
 
 def test_stop_1_each_profile_has_its_path(walk: Walk) -> None:
-    with opened(walk.gateway.url, "/mcp/starter") as client:
+    with opened(walk.gateway.url, "/p/starter/mcp") as client:
         assert client.request("ping").result == {}
-    stranger = PlainClient(walk.gateway.url, "/mcp/nobody")
+    stranger = PlainClient(walk.gateway.url, "/p/nobody/mcp")
     assert stranger.initialize("plain").status == 404
     stranger.close()
 

@@ -86,7 +86,7 @@ async def test_the_extension_is_declared_to_clients_and_to_servers(tmp_path: Pat
         session = await place.session()
         assert session.hello["capabilities"]["extensions"] == {APPS: SETTINGS}
         assert (await result(place, "server/discover"))["capabilities"]["extensions"][APPS] == SETTINGS
-        other = await place.session("/mcp/no")
+        other = await place.session("/p/no/mcp")
         assert "extensions" not in other.hello["capabilities"]
         hello = json.loads(await session.call("c__hello"))
         assert hello["capabilities"]["extensions"] == {APPS: SETTINGS}

@@ -254,7 +254,7 @@ async def test_more_connections_than_there_may_be_are_refused_and_make_room(
 async def test_a_packed_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
     async with running(tmp_path, ONE) as place:
         bomb = gzip.compress(b" " * 10_000_000)
-        for route in ("/mcp", "/mcp/all", "/v1/chat/completions", "/admin/servers/a/start"):
+        for route in ("/mcp", "/p/all/mcp", "/v1/chat/completions", "/admin/servers/a/start"):
             for coding in ("gzip", "br", "deflate", "zstd", "identity, gzip", "x-gzip", "identity"):
                 packed = [JSON, ACCEPT, ("Content-Encoding", coding)]
                 assert (await place.http.request("POST", route, bomb, packed)).status == 415, (route, coding)

@@ -76,7 +76,7 @@ async def test_an_unknown_session_is_not_found(tmp_path: Path) -> None:
 
 async def test_a_session_of_another_profile_is_not_found_exactly_like_an_unknown_one(tmp_path: Path) -> None:
     async with running(tmp_path, TWO, {"all": ["a", "b"], "other": ["a"]}) as place:
-        session = await place.session("/mcp/other")
+        session = await place.session("/p/other/mcp")
         for method, body in (("POST", message("ping", {}, 1)), ("GET", b""), ("DELETE", b"")):
             foreign = await place.http.request(method, "/mcp", body, session.headers(JSON, ACCEPT))
             unknown = await place.http.request(method, "/mcp", body, [JSON, ACCEPT, ("Mcp-Session-Id", "f" * 32)])
@@ -176,7 +176,7 @@ async def test_methods_the_endpoint_does_not_have_are_named(tmp_path: Path) -> N
             assert "POST" in answer.headers["allow"]
             assert "access-control-allow-origin" not in answer.headers
         assert (await place.http.request("GET", "/mcp")).status == 400
-        assert (await place.http.request("POST", "/mcp/absent", message("ping", {}, 1), [JSON])).status == 404
+        assert (await place.http.request("POST", "/p/absent/mcp", message("ping", {}, 1), [JSON])).status == 404
 
 
 async def test_an_unsupported_revision_header_is_refused(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ ORIGINS = {
     "//localhost": False,
     "http://": False,
 }
-ROUTES = ("/mcp", "/mcp/all", "/healthz", "/v1/models", "/admin/servers", "/nothing")
+ROUTES = ("/mcp", "/p/all/mcp", "/healthz", "/v1/models", "/admin/servers", "/nothing")
 
 
 @pytest.mark.sec("SEC-001")
@@ -565,7 +565,7 @@ async def test_a_client_that_hangs_up_disturbs_nobody(tmp_path: Path) -> None:
 
 async def test_a_changed_list_is_announced_to_every_session_that_sees_the_server(tmp_path: Path) -> None:
     async with running(tmp_path, TWO, {"all": ["a", "b"], "only-b": ["b"]}) as place:
-        first, second, stranger = await place.session(), await place.session(), await place.session("/mcp/only-b")
+        first, second, stranger = await place.session(), await place.session(), await place.session("/p/only-b/mcp")
         await first.tools()
         await until(lambda: place.gateway.pool.servers["b"].listing, "b is known too")
         async with first.listening() as one, second.listening() as two, stranger.listening() as three:

@@ -301,7 +301,7 @@ async def test_the_state_of_a_request_is_good_for_that_request_once(tmp_path: Pa
         others = ({"name": "a__echo"}, {"name": "a__ask", "arguments": {"questions": [SAMPLING]}}, {"name": "a__ask"})
         for other in others:
             await refused({**other, "requestState": state, "inputResponses": answers})
-        await refused({**CALL, "requestState": state, "inputResponses": answers}, "/mcp/other")
+        await refused({**CALL, "requestState": state, "inputResponses": answers}, "/p/other/mcp")
         params = {**CALL, "requestState": state, "inputResponses": answers}
         second = await result(place, "tools/call", params, clientCapabilities=ABLE)
         assert second["resultType"] == "input_required"

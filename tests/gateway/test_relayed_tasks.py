@@ -94,7 +94,7 @@ async def test_a_relayed_task_belongs_to_its_profile(tmp_path: Path) -> None:
         assert nobody["code"] == -32602
         for method in tasks.METHODS:
             body, headers = request(method, {"taskId": id, "inputResponses": {}}, clientCapabilities=TAKES)
-            answer = await place.http.request("POST", "/mcp/other", body, headers)
+            answer = await place.http.request("POST", "/p/other/mcp", body, headers)
             assert answer.messages()[-1]["error"] == nobody
         assert await heard(place, "tasks/update") == []
         assert await heard(place, "tasks/cancel") == []

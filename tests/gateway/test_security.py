@@ -198,11 +198,11 @@ async def test_a_list_is_never_the_list_of_somebody_else(tmp_path: Path) -> None
         expected = {}
         dice = random.Random(11)
         for number in range(1000):
-            path, user = dice.choice(["/mcp", "/mcp/one", "/mcp/few"]), dice.choice(["alice", "bob"])
+            path, user = dice.choice(["/mcp", "/p/one/mcp", "/p/few/mcp"]), dice.choice(["alice", "bob"])
             if number % 50 == 0:
                 place.gateway.pool._listings.generation += 1  # as when a listing changes: nothing old may come back
             if number % 20:
-                profile = place.gateway.catalog.profile(path.rpartition("/")[2] if path != "/mcp" else "all")
+                profile = place.gateway.catalog.profile(path.split("/")[2] if path != "/mcp" else "all")
                 caller = type("Caller", (), {"profile": profile, "principal": by_header(_scope(user))})()
                 names = tuple(door.surface(caller).tools)
             else:
@@ -322,7 +322,7 @@ def test_a_traceback_in_the_log_is_indented_and_cannot_pass_for_a_record() -> No
 
 # -- who may do what -----------------------------------------------------------------------------
 
-OPEN = {"/mcp/{profile}", "/v1/models", "/v1/chat/completions", "/healthz"}
+OPEN = {"/p/{profile}/mcp", "/v1/models", "/v1/chat/completions", "/healthz"}
 """Routes for everybody on this machine. A new one belongs here only if it shows and does nothing of the operator's."""
 
 
@@ -368,7 +368,7 @@ async def test_every_route_but_those_for_everybody_wants_the_admin_token_and_not
 @pytest.mark.sec("SEC-025")
 async def test_no_error_tells_of_files_code_or_what_is_hidden(tmp_path: Path) -> None:
     async with running(tmp_path, TWO, SELECTED | {"whole": ["a", "b"]}) as place:
-        session, whole = await place.session(), await place.session("/mcp/whole")
+        session, whole = await place.session(), await place.session("/p/whole/mcp")
         answers = []
         for method, params in [
             *FORBIDDEN,
@@ -381,7 +381,7 @@ async def test_no_error_tells_of_files_code_or_what_is_hidden(tmp_path: Path) ->
             answers.append((await session.post(body)).body)
         for name in ("a__crash", "a__error"):
             answers.append((await whole.post(message("tools/call", {"name": name, "arguments": {}}, 1))).body)
-        for target in ("/mcp/none", "/nothing", "/admin/servers", "/mcp/..%2f..%2fetc", "/v1/models/x"):
+        for target in ("/p/none/mcp", "/nothing", "/admin/servers", "/mcp/..%2f..%2fetc", "/v1/models/x"):
             answers.append((await place.http.request("GET", target)).body)
         answers.append((await place.http.request("POST", "/mcp", b"{", [JSON, ACCEPT])).body)
         told = b"\n".join(answers)

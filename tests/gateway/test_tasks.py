@@ -283,7 +283,7 @@ async def test_a_task_belongs_to_its_profile_and_to_tools_that_may_be_seen(tmp_p
         assert len({refusal["message"] for refusal in strangers}) == 1
         for method in tasks.METHODS:
             body, headers = request(method, {"taskId": id, "inputResponses": {}}, clientCapabilities=TAKES)
-            answer = await place.http.request("POST", "/mcp/other", body, headers)
+            answer = await place.http.request("POST", "/p/other/mcp", body, headers)
             assert answer.messages()[-1]["error"] == strangers[0]
             assert (await place.http.request("POST", "/mcp", body, headers)).status == 200
             wrong = [("Mcp-Name", "nope") if name == "Mcp-Name" else (name, value) for name, value in headers]

@@ -62,7 +62,7 @@ def test_list_says_what_is_connected(tmp_path: Path, cursor: Path) -> None:
     client(tmp_path, "connect", "cursor", "--profile", "starter")
     rows = {row["client"]: row for row in json.loads(client(tmp_path, "list", "--json"))}
     assert rows["cursor"]["state"] == "connected as lockgate-starter"
-    assert "/mcp/starter" in cursor.read_text()
+    assert "/p/starter/mcp" in cursor.read_text()
 
 
 def test_clients_that_start_a_command_get_one_that_exists(tmp_path: Path) -> None:
