@@ -24,19 +24,21 @@ from gateway.reload import summary
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def describe(server: Server, runtime: str) -> dict[str, Any]:
-    """One server as an operator sees it."""
+def describe(server: Server, runtime: str, lacks: str = "") -> dict[str, Any]:
+    """One server as an operator sees it. `lacks` says why it could not be started now."""
     listing, upstream, now = server.listing, server.upstream, asyncio.get_running_loop().time()
     return {
         "id": server.entry.id,
         "title": server.entry.title,
         "state": server.state,
-        "runtime": server.runtime or runtime,
+        # What is not running says what would run it: that may be something else than the last time.
+        "runtime": server.runtime if server.connections and not runtime.startswith(server.runtime) else runtime,
         "tools": len(listing.tools) if listing else None,
         "kept_back": server.kept_back,
         "prompts": len(listing.prompts) if listing else None,
         "resources": len(listing.resources) if listing else None,
         "error": server.error,
+        "lacks": lacks,
         "circuit": server.breaker.circuit(now),
         "failures": server.failures,
         "retry_in_s": round(server.breaker.pause_s(now), 1),
@@ -90,7 +92,7 @@ class AdminApi:
         return self._gateway.pool.servers[self._gateway.catalog.entry(request.path_params["id"]).id]
 
     def _describe(self, server: Server) -> dict[str, Any]:
-        return describe(server, self._gateway.runtime_name(server.entry))
+        return describe(server, *self._gateway.would_run(server.entry))
 
     async def _catalog(self, request: Request) -> Response:
         """Which catalog this gateway follows, and why the last reload failed, if it did."""
@@ -133,7 +135,14 @@ class AdminApi:
         name = request.query_params.get("profile") or self._gateway.settings.profile
         servers = self._gateway.pool.servers
         ids = list(servers) if name == "*" else self._gateway.catalog.profile(name).servers
-        return JSONResponse({"profile": name, "servers": [self._describe(servers[id]) for id in ids]})
+        state, reason = await self._gateway.engine.now()
+        return JSONResponse(
+            {
+                "profile": name,
+                "containers": {"state": state, "reason": reason},
+                "servers": [self._describe(servers[id]) for id in ids],
+            }
+        )
 
     async def _server(self, request: Request) -> Response:
         server = self._find(request)

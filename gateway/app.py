@@ -106,21 +106,23 @@ def loopback_principal(scope: Scope) -> Principal:
     return _LOCAL
 
 
-async def _health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
-
-
 def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str) -> ASGIApp:
     """The application over an entered gateway. `admin_token` opens the admin API."""
     admin = AdminApi(gateway, admin_token)
     openai = OpenAiApi(gateway.models)
     mcp = Mcp(gateway, endpoint)
+
+    async def health(request: Request) -> Response:
+        """Whether the gateway lives, and whether servers can start in containers; no reasons, which name places."""
+        containers, _ = await gateway.engine.now()
+        return JSONResponse({"status": "ok", "containers": containers})
+
     app = Starlette(
         routes=[
             Route("/p/{profile}/mcp", mcp),
             Route("/v1/models", openai.list_models),
             Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
-            Route("/healthz", _health),
+            Route("/healthz", health),
             *admin.routes(),
         ],
     )

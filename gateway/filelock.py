@@ -41,6 +41,25 @@ async def file_lock(path: Path) -> AsyncIterator[int]:
 
 
 @contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock for the body if nobody else does; whether that is so. Waits for nobody and makes no file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except OSError:
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def file_lock_in_thread(path: Path, timeout_s: float) -> Iterator[None]:
     """The same for a worker thread.
 

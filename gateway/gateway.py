@@ -27,6 +27,7 @@ from gateway.door import Door
 from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
 from gateway.leftovers import remove_leftovers
+from gateway.leftovers import watch as watch_leftovers
 from gateway.listings import ListingStore
 from gateway.models import Models
 from gateway.mounts import MountGuard
@@ -38,6 +39,7 @@ from gateway.reviews import Reviews
 from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
+from gateway.runtimes.presence import EnginePresence
 from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
 from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets
@@ -61,10 +63,13 @@ class Gateway:
         self.settings = settings.check()
         self.catalog: Catalog = open_catalog(settings)
         self.profile: Profile = self.catalog.profile(settings.profile)
-        self.no_engine: str | None = None
-        """Why there is no Docker Engine, if there is none."""
         self.catalog_watch = CatalogWatch(self.catalog.path, self._reload)
         self._stack = AsyncExitStack()
+
+    @property
+    def no_engine(self) -> str | None:
+        """Why containers are not used, if they are not."""
+        return self.engine.missing
 
     async def _reload(self) -> Difference:
         """Load the catalog again and take what changed; until everything in it is known to be good, nothing changes.
@@ -89,7 +94,7 @@ class Gateway:
         """
         Raises:
             StateInUse: another gateway uses the same state folder.
-            GatewayError: the settings ask for an engine that is not there.
+            GatewayError: the state folder or the database cannot be used.
         """
         async with AsyncExitStack() as stack:
             state = self.settings.state_dir
@@ -120,8 +125,8 @@ class Gateway:
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)
-            if self.docker.reconciler is not None:
-                tasks.start_soon(self.docker.reconciler.watch)
+            tasks.start_soon(self.engine.watch)
+            tasks.start_soon(watch_leftovers, self.run, state, self.settings.cache_dir)
             stack.callback(tasks.cancel_scope.cancel)
             stack.push_async_callback(self.door.aclose)
             stack.push_async_callback(self.pool.finish)
@@ -164,13 +169,14 @@ class Gateway:
         )
         self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run, self.secrets)
         self.remote = RemoteRuntime()
-        if settings.runtime != "process":
-            self.no_engine = await self.docker.probe()
-            stack.push_async_callback(self.docker.aclose)
-            if self.no_engine and settings.runtime == "docker":
-                raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but {self.no_engine}")
-        else:
-            self.no_engine = "not used: LOCKGATE_RUNTIME=process"
+        wanted = settings.runtime != "process"
+        self.engine = EnginePresence(self.docker, wanted=wanted, arrived=self._engine_arrived)
+        await self.engine.ask()
+        stack.push_async_callback(self.docker.aclose)
+
+    def _engine_arrived(self) -> None:
+        """What runs as a process for want of an engine moves into containers; what was refused may be tried again."""
+        self.pool.move(lambda server: server.runtime == self.process.name)
 
     def _kept_back(self, server: str, tool: str, why: str) -> None:
         """Record that a tool waits for a person; called from worker threads."""
@@ -216,19 +222,25 @@ class Gateway:
             return self.remote
         if self.no_engine is None:
             return self.docker
+        if self.settings.runtime == "docker":
+            raise errors.RuntimeDown(f"server {entry.id} runs in containers only (LOCKGATE_RUNTIME): {self.no_engine}")
         if entry.package is None:
-            raise errors.UpstreamUnavailable(
+            raise errors.RuntimeDown(
                 f"server {entry.id} is published as an image only and needs a Docker Engine: {self.no_engine}"
             )
         return self.process
 
     def runtime_name(self, entry: Entry) -> str:
         """What would run the entry, for people."""
+        return self.would_run(entry)[0]
+
+    def would_run(self, entry: Entry) -> tuple[str, str]:
+        """What would run the entry, for people, and why it cannot be started where that is nothing."""
         try:
             runtime = self.runtime_for(entry)
-        except errors.UpstreamError:
-            return "-"
-        return self.process.label if runtime is self.process else runtime.name
+        except errors.UpstreamError as exc:
+            return "-", str(exc)
+        return (self.process.label if runtime is self.process else runtime.name), ""
 
 
 def _secret_names(catalog: Catalog) -> list[str]:

@@ -1,32 +1,73 @@
-"""Removing what dead runs left on this machine: their servers' processes, and temporary files.
+"""Removing what dead runs left on this machine: their servers' processes, folders of work and temporary files.
 
-Knows /proc and our marks; what is left in an engine is runtimes/reconcile.py's to remove."""
+Knows /proc, locks and our marks; what is left in an engine is runtimes/reconcile.py's to remove. What a living process
+works on, of this gateway or of another that shares the cache, is never touched."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import anyio
+from anyio import to_thread
+
+from gateway import packages
+from gateway.images import rootfs
 from gateway.images.builder import BUILDS
-from gateway.runs import MARK, Run
+from gateway.runs import MARK, RUN_FILE, SOCKET, Run
+from gateway.ssh_bridge import remove_dead_bridges
 
 PROC: Final = Path("/proc")
+LATER_S: Final = (1.0, 2.0, 4.0)
+"""Pauses of the looks after the first: the programs of a killed gateway may take a moment to end."""
 
 
 def remove_leftovers(run: Run, state_dir: Path, cache_dir: Path) -> None:
     """Only right for the holder of the state folder's lock: nobody else writes its files."""
     _end_processes(run)
+    for name in (RUN_FILE, SOCKET):  # the address of a gateway that is no more
+        (state_dir / name).unlink(missing_ok=True)
+    for folder in (state_dir, state_dir / "listings", state_dir / "definitions"):
+        for file in folder.glob("*.tmp"):
+            file.unlink(missing_ok=True)
+    remove_unfinished(run, state_dir, cache_dir)
+    run.forget_dead()
+
+
+async def watch(run: Run, state_dir: Path, cache_dir: Path) -> None:
+    """Look a few times more for what was still held at the start."""
+    for pause_s in LATER_S:
+        await anyio.sleep(pause_s)
+        await to_thread.run_sync(remove_unfinished, run, state_dir, cache_dir)
+
+
+def remove_unfinished(run: Run, state_dir: Path, cache_dir: Path) -> None:
+    """Remove the work that a dead process did not finish: builds, installations, file systems, files half written."""
     for folder in _entries(cache_dir / BUILDS):
         mark = ".".join(folder.name.split(".")[:2])
         if run.is_dead(mark):
             shutil.rmtree(folder, ignore_errors=True)
-    for file in (*state_dir.glob("*.tmp"), *(state_dir / "listings").glob("*.tmp")):
+    rootfs.remove_unfinished(cache_dir / "rootfs")
+    packages.remove_unfinished(cache_dir)
+    remove_dead_bridges()
+    for file in _half_written(state_dir, cache_dir):
         file.unlink(missing_ok=True)
-    run.forget_dead()
+
+
+def _half_written(state_dir: Path, cache_dir: Path) -> Iterator[Path]:
+    """Files named by the process that writes them, where there is no such process any more."""
+    for folder in (cache_dir / "catalogs", cache_dir / "signatures"):
+        yield from (file for file in folder.glob("*.tmp") if _is_gone(file.suffixes[-2:][0].lstrip(".")))
+    yield from (file for file in state_dir.glob(".catalog.lock.*") if _is_gone(file.suffix.lstrip(".")))
+
+
+def _is_gone(pid: str) -> bool:
+    return pid.isdigit() and not (PROC / pid).exists()
 
 
 def _entries(folder: Path) -> list[Path]:

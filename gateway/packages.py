@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import anyio.to_thread
 
 from gateway.errors import PackageError
-from gateway.filelock import file_lock
+from gateway.filelock import file_lock, lock_if_free
 from gateway.indexes import PackageIndexes, current_indexes, installer_environment
 from gateway.installer import InstallerFailed, run_installer
 from gateway.nodejs import MINIMUM_NODE, NODE_VERSION, private_node, system_node
@@ -170,6 +170,16 @@ class PackageStore:
                 f"{package.name} needs programs of this machine: apt-get install {' '.join(missing)} "
                 "(or run it in a container: the image is built with them)"
             )
+
+
+def remove_unfinished(cache_dir: Path) -> None:
+    """Remove what killed installers left half made. Whoever is at work holds a lock, and so do its programs."""
+    for lock in (cache_dir / "packages").glob("*/*.lock"):
+        folder = lock.with_suffix("")
+        if folder.is_dir() and not (folder / _COMPLETE).is_file():
+            with lock_if_free(lock) as is_free:
+                if is_free and not (folder / _COMPLETE).is_file():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_uv() -> str | None:

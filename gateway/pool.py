@@ -26,6 +26,8 @@ from gateway.wire import envelope
 FINISH_S: Final = 5.0
 """How long running calls may go on once the gateway is to end."""
 POLL_S: Final = 0.05
+REPLACED: Final = "its entry in the catalogue was replaced"
+MOVED: Final = "it moves into a container, now that there is an engine"
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
 
 ALL_CAPABILITIES: Final = Raw(b'{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}')
@@ -314,7 +316,7 @@ class Pool:
         if self._is_ending:
             raise errors.UpstreamUnavailable("the gateway is ending")
         if server.is_retired:
-            raise errors.UpstreamUnavailable(f"the entry of server {server.entry.id} was just replaced; try again")
+            raise errors.UpstreamUnavailable(f"server {server.entry.id} was just replaced; try again")
         wait_s = server.breaker.pause_s(asyncio.get_running_loop().time())
         if wait_s > 0:
             raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
@@ -363,30 +365,42 @@ class Pool:
             self._listings.load(new)
             if old is not None:
                 new.log = old.log
-                self._retire(old)
+                self._retire(old, REPLACED)
         for old in before.values():
-            self._retire(old)
+            self._retire(old, REPLACED)
         self._listings.generation += 1
 
-    def _retire(self, server: Server) -> None:
+    def move(self, is_elsewhere: Callable[[Server], bool]) -> None:
+        """Servers for which this holds would run elsewhere now: they are started anew there, as if their entry had
+        been replaced. All others that failed may be tried again at once."""
+        for id, old in self._servers.items():
+            if old.connections and is_elsewhere(old):
+                self._servers[id] = new = Server(old.entry)
+                new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
+                self._retire(old, MOVED)
+            elif not old.connections:
+                old.breaker.prove()
+                old.state, old.error = "idle", ""
+
+    def _retire(self, server: Server, why: str) -> None:
         server.is_retired = True
         if server.connections:
             self._retired.append(server)
-            self._tasks.start_soon(self._drain, server)
+            self._tasks.start_soon(self._drain, server, why)
 
     @property
     def draining(self) -> int:
         """How many servers of replaced entries still run."""
         return len(self._retired)
 
-    async def _drain(self, server: Server) -> None:
+    async def _drain(self, server: Server, why: str) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._bounds.drain_s
         try:
             while server.connections:
                 for one in list(server.connections.values()):
                     if loop.time() >= until or (one.upstream is not None and one.is_unused(loop.time())):
-                        one.end("its entry in the catalogue was replaced")
+                        one.end(why)
                 await anyio.sleep(POLL_S)
         finally:
             self._retired.remove(server)

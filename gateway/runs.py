@@ -8,15 +8,22 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
 from gateway.runtimes.labels import GATEWAY, RUN, What, are_ours, build_name, run_of_build, signed
 
 KEY_BYTES: Final = 32
+ID_FILE: Final = "gateway-id"
+KEY_FILE: Final = "label-key"
 MARK: Final = "OF_LOCKGATE_RUN"
 """The variable by which a server's processes are found again. Named LOCKGATE_* it would be a setting."""
+RUN_FILE: Final = "gateway.json"
+"""How to reach the gateway that runs on the state folder."""
+SOCKET: Final = "stdio.sock"
+"""Where it listens for `lockgate stdio`."""
 
 
 class Run:
@@ -34,14 +41,28 @@ class Run:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.gateway = _once(self._state / "gateway-id", secrets.token_hex(16).encode() + b"\n").decode().strip()
-        self._key = _once(self._state / "label-key", secrets.token_bytes(KEY_BYTES))
+        with self._only_one():
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
+        self.gateway = _once(self._state / ID_FILE, secrets.token_hex(16).encode() + b"\n").decode().strip()
+        self._key = _once(self._state / KEY_FILE, secrets.token_bytes(KEY_BYTES))
         # Locked before it has its name: nobody ever sees a file of a living run that is not locked.
         unnamed = self._folder / f".{self.id}"
         self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         unnamed.rename(self._folder / self.id)
-        return self
+
+    @contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """Held for a moment by whoever begins, or removes what others left in beginning."""
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def __exit__(self, *exc: object) -> None:
         with suppress(OSError):
@@ -109,10 +130,12 @@ class Run:
         return False
 
     def forget_dead(self) -> None:
-        """Remove the files of dead runs; those that have no name yet are left to their owners."""
-        for file in self._folder.iterdir():
-            if not file.name.startswith(".") and not self.lives(file.name):
-                file.unlink(missing_ok=True)
+        """Remove the files of dead runs, and those of runs that were killed before they had begun."""
+        with self._only_one():
+            unused = [one for name in (ID_FILE, KEY_FILE) for one in self._state.glob(f".{name}.*")]
+            for file in (*self._folder.iterdir(), *unused):
+                if not self.lives(file.name):
+                    file.unlink(missing_ok=True)
 
 
 def _once(path: Path, content: bytes) -> bytes:

@@ -23,14 +23,13 @@ from catalog import Profile
 from gateway import errors, patience
 from gateway.app import create_app, loopback_principal
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
+from gateway.runs import RUN_FILE, SOCKET
 from gateway.settings import Settings
 from gateway.wire.http import McpEndpoint
 from gateway.wire.modern import ModernEra
 from gateway.wire.stdio import serve_socket
 from policies import Principal
 
-RUN_FILE: Final = "gateway.json"
-SOCKET: Final = "stdio.sock"
 DRAIN_S: Final = 5
 KEEP_ALIVE_S: Final = 30
 BACKLOG: Final = 512
@@ -170,6 +169,8 @@ async def joinable(gateway: Gateway, modern: ModernEra) -> AsyncIterator[set[asy
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        with socket_path(gateway.settings.state_dir) as path:
+            path.unlink(missing_ok=True)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -5,8 +5,11 @@ Knows bytes only. What connects to the socket need not know that ssh is in betwe
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import shlex
 import shutil
+import stat
 import tempfile
 from collections import deque
 from contextlib import suppress
@@ -14,6 +17,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway.filelock import lock_if_free
+
+FOLDER: Final = "lockgate-ssh-"
+"""How the private folders begin, all in the system's folder for temporary files."""
 CHUNK_BYTES: Final = 64 * 1024
 END_GRACE_S: Final = 2.0
 """How long ssh may take to end once its input is closed."""
@@ -42,6 +49,8 @@ class SshBridge:
     def __init__(self, url: str) -> None:
         self._argv = ssh_command(url)
         self._folder: Path | None = None
+        self._lock: int | None = None
+        """On the folder: says that its maker lives."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: deque[str] = deque(maxlen=KEPT_LINES)
@@ -54,7 +63,7 @@ class SshBridge:
     async def open(self) -> str:
         """Start listening; the URL to connect to."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="lockgate-ssh-"))
+            self._folder, self._lock = _locked_folder()
             self._server = await asyncio.start_unix_server(self._accept, self._folder / "engine.sock")
         return f"unix://{self._folder / 'engine.sock'}"
 
@@ -67,7 +76,9 @@ class SshBridge:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._server = self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+        self._server = self._folder = self._lock = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._carry(reader, writer))
@@ -104,6 +115,25 @@ class SshBridge:
         with suppress(ValueError):
             while line := await stderr.readline():
                 self._said.append(line.decode(errors="replace").strip()[:200])
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """Locked before it has its name: nobody ever sees a folder of a living bridge that is not locked."""
+    unnamed = Path(tempfile.mkdtemp(prefix=f".{FOLDER}"))
+    lock = os.open(unnamed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return unnamed.rename(unnamed.with_name(unnamed.name.removeprefix("."))), lock
+
+
+def remove_dead_bridges() -> None:
+    """Remove the folders of this user's bridges that ended without removing them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(OSError):
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+                with lock_if_free(folder) as is_free:
+                    if is_free:
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -51,6 +51,8 @@ async def _work(profile: str | None, start: bool) -> list[dict[str, Any]]:
         )
         return rows
     async with Gateway(wanted) as gateway:
+        if gateway.no_engine and wanted.runtime == "docker":
+            raise errors.SettingsError(f"LOCKGATE_RUNTIME=docker, but {gateway.no_engine}")
         note(
             "catalog",
             True,
@@ -60,7 +62,7 @@ async def _work(profile: str | None, start: bool) -> list[dict[str, Any]]:
         engine = gateway.no_engine or f"engine at {wanted.docker_host}"
         note(
             "containers",
-            gateway.no_engine is None or wanted.runtime != "docker",
+            True,
             f"{engine}; processes: {sandbox}",
         )
         stored = [model.ref for model in gateway.models.stored()]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gateway.catalogs import open_catalog
 from gateway.commands.asking import ask_gateway
-from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, settings
+from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, settings
 from gateway.serving import find_running
 
 app = typer.Typer(no_args_is_help=True)
@@ -32,24 +32,27 @@ def list_servers(
     all_entries: Annotated[bool, typer.Option("--all", help="Every entry, not only the profile's.")] = False,
 ) -> None:
     """List the servers of the running gateway and their states; without a gateway, the catalogue's."""
-    wanted = settings()
+    wanted, containers = settings(), {"state": "", "reason": ""}
     if find_running(wanted) is None:
         catalog = open_catalog(wanted)
         ids = list(catalog.entries) if all_entries else catalog.profile(profile or wanted.profile).servers
         servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
     else:
         query = "*" if all_entries else quote(profile or "", safe="")
-        servers = ask_gateway(lambda client: client.admin("GET", f"/servers?profile={query}"))["servers"]
+        found = ask_gateway(lambda client: client.admin("GET", f"/servers?profile={query}"))
+        servers, containers = found["servers"], found["containers"]
     if as_json:
         print_json(servers)
         return
     table = Table("server", "state", "runtime", "tools", "note", box=None, pad_edge=False)
     for server in servers:
         tools = server.get("tools")
-        note = str(server.get("error") or server["title"])
+        note = str(server.get("error") or server.get("lacks") or server["title"])
         count = "?" if tools is None else str(tools)
         table.add_row(server["id"], _state(server), server["runtime"], count, first_line(note, 100))
     out.print(table)
+    if containers["state"] == "waiting":
+        err.print(f"No containers for now: {containers['reason']}")
 
 
 def _state(server: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ from gateway.images.rootfs import HostApt, read_host_apt
 from gateway.indexes import PackageIndexes, current_indexes
 from gateway.installer import LAST_LINES, without_logins
 from gateway.runs import Run
-from gateway.runtimes.labels import BUILD_PREFIX
+from gateway.runtimes.labels import BUILD_PREFIX, UNFINISHED
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -59,8 +59,6 @@ BUILDS: Final = "builds"
 """Folder below the cache for what a running build mounts, each in a folder that begins with its run's mark."""
 MAX_VOLUME_BYTES: Final = 16 * 1024 * 1024
 """For reading a volume of our own, which holds one small program."""
-UNFINISHED: Final = "lockgate.local/unfinished"
-"""Images between two steps of a build; one that a killed build left is removed by `lockgate image prune`."""
 
 
 class Builder:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import anyio.to_thread
 
 from gateway.errors import ImageError
-from gateway.filelock import file_lock
+from gateway.filelock import file_lock, lock_if_free
 from gateway.indexes import installer_environment
 from gateway.installer import InstallerFailed, run_installer
 
@@ -117,8 +117,9 @@ async def _debootstrap(tarball: Path, suite: str, host: HostApt, lock: int, prog
         )
     if os.geteuid() != 0:
         raise ImageError("a base image made from Debian packages needs root: run `sudo lockgate serve` once")
-    root = Path(tempfile.mkdtemp(prefix="rootfs-", dir=tarball.parent))
-    part = tarball.with_suffix(".part")
+    _clear(tarball)
+    root = Path(tempfile.mkdtemp(prefix=_unpacked(tarball), dir=tarball.parent))
+    part = _part(tarball)
     env = installer_environment(os.environ) | {
         "LC_ALL": "C.UTF-8",
         "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin",
@@ -168,6 +169,29 @@ async def _debootstrap(tarball: Path, suite: str, host: HostApt, lock: int, prog
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(root, ignore_errors=True))
         part.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed makers left below `folder`. Whoever is at work holds a lock, and so do its programs."""
+    for lock in folder.glob("*.tar.gz.lock"):
+        with lock_if_free(lock) as is_free:
+            if is_free:
+                _clear(lock.with_suffix(""))
+
+
+def _clear(tarball: Path) -> None:
+    _part(tarball).unlink(missing_ok=True)
+    for root in tarball.parent.glob(f"{_unpacked(tarball)}*"):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _part(tarball: Path) -> Path:
+    return tarball.with_suffix(".part")
+
+
+def _unpacked(tarball: Path) -> str:
+    """How the folder begins from which this tarball is packed."""
+    return f"rootfs-{tarball.name}-"
 
 
 def _strip(root: Path, host: HostApt) -> None:

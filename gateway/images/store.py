@@ -18,7 +18,7 @@ from gateway.engine_address import find_engine
 from gateway.errors import ImageError, ImageRefused
 from gateway.filelock import file_lock
 from gateway.images.bases import Bases
-from gateway.images.builder import UNFINISHED, Builder
+from gateway.images.builder import Builder
 from gateway.images.image import Image
 from gateway.images.names import ImageName, parse
 from gateway.images.pins import Pins
@@ -26,6 +26,7 @@ from gateway.images.puller import Puller
 from gateway.images.recipes import LANGUAGE, Language, Recipe, base_tag, launcher_recipe, server_recipe
 from gateway.images.verifier import Verifier
 from gateway.runs import Run
+from gateway.runtimes.labels import UNFINISHED
 
 if TYPE_CHECKING:
     from catalog import Entry, Package

@@ -96,6 +96,17 @@ class DockerRuntime:
             return str(exc) if isinstance(exc, errors.EngineDown) else self._engine.without_answer(exc)
         return None
 
+    async def silent_because(self, patience_s: float) -> str:
+        """Why the engine does not answer now; empty if it does."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._engine.check()
+        except errors.EngineDown as exc:
+            return str(exc)
+        except TimeoutError:
+            return self._engine.without_answer(f"no answer within {patience_s:g} s")
+        return ""
+
     def _require_client(self) -> Client:
         if self._client is None:
             raise errors.UpstreamUnavailable(

@@ -18,6 +18,8 @@ RUN: Final = "lockgate.run"
 SERVER: Final = "lockgate.server"
 SIGNATURE: Final = "lockgate.signature"
 BUILD_PREFIX: Final = "lockgate-build-"
+UNFINISHED: Final = "lockgate.local/unfinished"
+"""Images between two steps of a build, each tagged with the beginning of its container's id."""
 SIGNED: Final = (GATEWAY, RUN, SERVER)
 
 What = Literal["container", "network", "volume"]

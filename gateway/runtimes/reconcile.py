@@ -15,6 +15,7 @@ import anyio
 
 from gateway.runs import Run
 from gateway.runtimes import labels
+from gateway.runtimes.labels import UNFINISHED
 from gateway.wire import envelope
 from gateway.wire.envelope import WireError
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
@@ -26,7 +27,7 @@ REMOVALS_AT_ONCE: Final = 8
 EXPECTED: Final = (200, 204, 304, 403, 404, 409)
 """Removed, gone or being removed; 403 and 409 also say that it is still in use, and the next pass meets it again."""
 EVERY_S: Final = 30.0
-AFTER_START_S: Final = (1.0, 1.0, 2.0, 2.0, 2.0, 5.0, 10.0)
+AFTER_START_S: Final = (0.5, *[1.0] * 9, 2.0, 5.0, 10.0)
 """Pauses of the first passes: the engine may still carry out what a dead gateway asked for."""
 AFTER_FINDING_S: Final = 1.0
 """What a pass found may take another to be gone: a network, once its last container is."""
@@ -95,7 +96,19 @@ class Reconciler:
                 for one in left:
                     tasks.start_soon(self._remove, one, limiter)
             removed += len(left)
-        return removed
+        return removed + await self._remove_unfinished()
+
+    async def _remove_unfinished(self) -> int:
+        """Remove images between two steps of a build whose container is no more: each is named by its container."""
+        images = await self._list("/images/json?", {"reference": [UNFINISHED]})
+        names = [str(name) for one in images for name in one.get("RepoTags") or ()]
+        if not names:
+            return 0
+        living = [str(one["Id"]) for one in await self._list("/containers/json?all=1&", {})]
+        left = [name for name in names if not any(id.startswith(name.rpartition(":")[2]) for id in living)]
+        for name in left:
+            await self._ask("DELETE", f"/images/{quote(name, safe='')}?noprune=1")
+        return len(left)
 
     async def _remove(self, one: Found, limiter: anyio.CapacityLimiter) -> None:
         async with limiter:

@@ -24,15 +24,15 @@ from msgspec import Raw
 
 from gateway.errors import ImageError, UpstreamError
 from gateway.gateway import Gateway
-from gateway.runtimes.labels import BUILD_PREFIX, GATEWAY
+from gateway.runtimes.labels import BUILD_PREFIX, GATEWAY, UNFINISHED
 from gateway.serving import served
 from gateway.settings import Settings
 
 PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 REACHED_S: Final = 120.0
 """How long a gateway may take to reach the moment at which it is to be killed."""
-LEFT_S: Final = 60.0
-"""How long anything may be left after the next start; 10 s on a quiet machine, and reported in any case."""
+LEFT_S: Final = 10.0
+"""How long anything may be left once the next gateway is ready."""
 CHECK_EVERY: Final = 10
 LONGEST_S: Final = {
     "begin": 0.4,
@@ -168,13 +168,13 @@ class Cycles:
     def check(self, when: str) -> None:
         """Start a gateway that does nothing; soon nothing of the killed ones may be left."""
         self.found.update(one.partition(" ")[0] for one in self._left(0))
-        began = time.monotonic()
         pid, reading = fork(self._order, "check")
         try:
             wait_for(reading, "ready")
+            began = time.monotonic()
             while left := self._left(pid):
                 if time.monotonic() - began > LEFT_S:
-                    raise Left(f"{LEFT_S:g} s after the start that followed {when}: {left}")
+                    raise Left(f"{LEFT_S:g} s after the gateway was ready that followed {when}: {left}")
                 self.longest = left if time.monotonic() - began > self.longest_s else self.longest
                 select.select([], [], [], 0.05)
             self.longest_s = max(self.longest_s, time.monotonic() - began)
@@ -191,15 +191,22 @@ class Cycles:
             *(f"container {one['Names']} {one['State']}" for one in containers),
             *(f"network {one['Name']}" for one in self._engine.networks(filters=ours)),
             *(f"volume {name}" for name in self._volume_names() - self._volumes),
+            *(f"image {name}" for name in self._unfinished(containers)),
             *(f"process {pid}" for pid in self._children() - {living}),
             *(f"folder {one}" for one in (cache / "builds").glob(f"{gateway}.*")),
-            *(f"file {one}" for one in state.glob("**/*.tmp")),
+            *(f"file {one}" for pattern in ("**/*.tmp", ".*.*") for one in state.glob(pattern)),
             *(f"run {one.name}" for one in list((state / "runs").iterdir())[1:]),
             *(f"socket {one}" for one in state.glob("**/*.sock") if one.name != "stdio.sock"),
         ]
 
     def _builds(self) -> list[dict[str, Any]]:
         return list(self._engine.containers(all=True, filters={"name": f"^/{BUILD_PREFIX}"}))
+
+    def _unfinished(self, containers: list[dict[str, Any]]) -> list[str]:
+        """Images of builds whose container is gone or a killed gateway's; `containers` are those."""
+        theirs = {one["Id"] for one in self._engine.containers(all=True)} - {one["Id"] for one in containers}
+        names = [str(name) for one in self._engine.images(UNFINISHED) for name in one["RepoTags"] or ()]
+        return [name for name in names if not any(id.startswith(name.rpartition(":")[2]) for id in theirs)]
 
     def _volume_names(self) -> set[str]:
         """Those without a name of their own, and those that bear our label; caches are named, and kept on purpose."""

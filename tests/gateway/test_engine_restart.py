@@ -81,13 +81,14 @@ class PrivateEngine:
 
 
 @asynccontextmanager
-async def private_engine() -> AsyncIterator[PrivateEngine]:
+async def private_engine(*, started: bool = True) -> AsyncIterator[PrivateEngine]:
     if os.geteuid() or shutil.which("dockerd") is None:
         pytest.skip("an engine of the test's own takes root and dockerd")
     folder = Path(tempfile.mkdtemp(prefix="lockgate-engine-"))  # not pytest's: it may hold mounts of the engine
     engine = PrivateEngine(folder)
     try:
-        await engine.start()
+        if started:
+            await engine.start()
         yield engine
     finally:
         with anyio.CancelScope(shield=True):

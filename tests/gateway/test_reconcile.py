@@ -11,7 +11,7 @@ import docker
 import pytest
 
 from gateway.runs import Run
-from gateway.runtimes.labels import SIGNATURE
+from gateway.runtimes.labels import SIGNATURE, UNFINISHED
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
 from gateway.settings import Settings
 from gateway.wire.http_client import HttpOrigin
@@ -51,6 +51,15 @@ class Objects:
         self._names.append(("volume", name))
         self._client.create_volume(name, labels=labels)
         return name
+
+    def unfinished(self, build: str) -> str:
+        """An image as a build makes it between two steps."""
+        tag = self._client.inspect_container(build)["Id"][:24]
+        self._client.commit(build, repository=UNFINISHED, tag=tag)
+        return f"{UNFINISHED}:{tag}"
+
+    def has_image(self, name: str) -> bool:
+        return bool(self._client.images(name))
 
     def left(self) -> set[str]:
         held = {
@@ -151,6 +160,22 @@ async def test_foreign_objects_that_bear_our_labels_or_names_are_not_touched(
     with Run(tmp_path) as run:
         assert await Reconciler(origin, run).sweep() == 0
     assert objects.left() == foreign
+
+
+@pytest.mark.docker
+async def test_the_image_of_a_build_goes_with_its_container_and_not_before(
+    tmp_path: Path, objects: Objects, origin: HttpOrigin
+) -> None:
+    with Run(tmp_path) as run, Run(tmp_path) as builder:
+        build = objects.container(builder.hold_build(), {})
+        unfinished = objects.unfinished(build)
+        reconciler = Reconciler(origin, run)
+        assert await reconciler.sweep() == 0
+        assert objects.has_image(unfinished)
+        builder.__exit__()
+        assert await reconciler.sweep() == 2
+        await until(lambda: not objects.has_image(unfinished), "the image is gone")
+        assert not objects.left()
 
 
 async def test_an_engine_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
