@@ -7,8 +7,8 @@ from catalog.catalog import Catalog
 from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
-from catalog.loader import find_shipped_catalog, load_catalog
-from catalog.lock import Lock, read_lock, write_lock
+from catalog.loader import find_shipped_catalog, load_catalog, parse_catalog
+from catalog.lock import Lock, Source, read_lock, write_lock
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Profile
@@ -39,11 +39,13 @@ __all__ = [
     "Remote",
     "Secret",
     "Setting",
+    "Source",
     "Tasks",
     "Volume",
     "difference",
     "find_shipped_catalog",
     "load_catalog",
+    "parse_catalog",
     "read_lock",
     "write_lock",
 ]

@@ -1,15 +1,17 @@
-"""What differs between two catalogs: entries and profiles that came, went or changed, and in which keys.
+"""What differs between two catalogs: entries, profiles and publishers that came, went or changed, and in which keys.
 
 Does not know files, and judges nothing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from catalog.catalog import Catalog
 from catalog.parts import Part
 
 HIDDEN_KEYS = frozenset(("id", "name"))
+_P = TypeVar("_P", bound=Part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An entry or profile that both catalogs have, but not alike."""
+    """An entry, profile or publisher that both catalogs have, but not alike."""
 
     name: str
     changes: tuple[Change, ...]
@@ -41,10 +43,12 @@ class Difference:
     added_profiles: tuple[str, ...]
     removed_profiles: tuple[str, ...]
     changed_profiles: tuple[Changed, ...]
+    added_publishers: tuple[str, ...] = ()
+    removed_publishers: tuple[str, ...] = ()
+    changed_publishers: tuple[Changed, ...] = ()
 
     def __bool__(self) -> bool:
-        return any((self.added, self.removed, self.changed, self.added_profiles, self.removed_profiles,
-                    self.changed_profiles))  # fmt: skip
+        return any(getattr(self, field.name) for field in fields(self))
 
 
 def difference(before: Catalog, after: Catalog) -> Difference:
@@ -55,18 +59,24 @@ def difference(before: Catalog, after: Catalog) -> Difference:
         for id, entry in new.items()
         if id in old and old[id] != entry
     )
-    profiles = tuple(
-        Changed(name, _changes(before.profiles[name], profile), False)
-        for name, profile in after.profiles.items()
-        if name in before.profiles and before.profiles[name] != profile
-    )
     return Difference(
         _missing(new, old),
         _missing(old, new),
         changed,
         _missing(after.profiles, before.profiles),
         _missing(before.profiles, after.profiles),
-        profiles,
+        _changed(before.profiles, after.profiles),
+        _missing(after.publishers, before.publishers),
+        _missing(before.publishers, after.publishers),
+        _changed(before.publishers, after.publishers),
+    )
+
+
+def _changed(old: Mapping[str, _P], new: Mapping[str, _P]) -> tuple[Changed, ...]:
+    return tuple(
+        Changed(name, _changes(old[name], part), False)
+        for name, part in new.items()
+        if name in old and old[name] != part
     )
 
 

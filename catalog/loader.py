@@ -71,12 +71,21 @@ def load_catalog(path: Path, cache: Path | None = None) -> Catalog:
     kept = CatalogCache(cache) if cache is not None else None
     if kept is not None and (catalog := kept.load(path, text)) is not None:
         return catalog
-    composer = _Composer(path)
-    root = composer.compose(text)
-    catalog = assemble(path, root, composer.problems)
+    catalog = parse_catalog(path, text)
     if kept is not None:
         kept.save(text, catalog)
     return catalog
+
+
+def parse_catalog(path: Path, text: str) -> Catalog:
+    """Check the text of a catalog file; the path is for messages.
+
+    Raises:
+        CatalogInvalid: it breaks rules; all problems found are in .problems.
+    """
+    composer = _Composer(path)
+    root = composer.compose(text)
+    return assemble(path, root, composer.problems)
 
 
 @dataclass(slots=True)

@@ -37,14 +37,20 @@ def read_text(path: Path) -> str:
         raise _unreadable(path, "is no usable path; it contains a NUL character") from exc
     if len(data) > MAX_BYTES:
         raise _unreadable(path, f"is larger than {MAX_BYTES} bytes; split it into several catalogs")
-    return _decode(path, data)
+    return decode_text(path, data)
 
 
 def _unreadable(path: Path, message: str) -> CatalogUnreadable:
     return CatalogUnreadable([Problem(path, None, None, message)])
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decode_text(path: Path, data: bytes) -> str:
+    """Return the text that the bytes are, if it is the kind described above; the path is for messages.
+
+    Raises:
+        CatalogInvalid: it is not.
+    """
+
     def refused(at: int, message: str) -> CatalogInvalid:
         return CatalogInvalid([Problem(path, data.count(b"\n", 0, at) + 1, None, message)])
 

@@ -1,4 +1,4 @@
-"""Writing a catalog file: entries and profiles as YAML that the loader reads back to equal ones.
+"""Writing a catalog file: entries, profiles and publishers as YAML that the loader reads back to equal ones.
 
 Does not know where the text goes.
 """
@@ -12,10 +12,13 @@ from pydantic import BaseModel
 from catalog.assembly import FORMAT_VERSION
 from catalog.entry import Entry
 from catalog.profile import Profile
+from catalog.publisher import Publisher
 from catalog.yamltext import dump
 
 
-def write_catalog(entries: Iterable[Entry], profiles: Iterable[Profile] = ()) -> str:
+def write_catalog(
+    entries: Iterable[Entry], profiles: Iterable[Profile] = (), publishers: Iterable[Publisher] = ()
+) -> str:
     """Return the text of a catalog file; what has its default is left out."""
     document: dict[str, Any] = {
         "version": FORMAT_VERSION,
@@ -23,6 +26,8 @@ def write_catalog(entries: Iterable[Entry], profiles: Iterable[Profile] = ()) ->
     }
     if found := {profile.name: _members(profile, "name") for profile in profiles}:
         document["profiles"] = found
+    if signers := {publisher.name: _members(publisher, "name") for publisher in publishers}:
+        document["publishers"] = signers
     return dump(document)
 
 

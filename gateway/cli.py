@@ -12,7 +12,21 @@ import typer
 from catalog import CatalogError
 from engine import EngineError
 from gateway import __version__, errors
-from gateway.commands import agent, catalog, check, client, exchange, image, model, review, serve, server, stdio, tools
+from gateway.commands import (
+    agent,
+    artifact,
+    catalog,
+    check,
+    client,
+    exchange,
+    image,
+    model,
+    review,
+    serve,
+    server,
+    stdio,
+    tools,
+)
 from gateway.commands.running import shown
 from gateway.connect import DocumentError
 
@@ -35,6 +49,8 @@ app.add_typer(client.app, name="client", help="Connect agent clients such as Cla
 catalog.app.command("import")(exchange.import_)
 catalog.app.command("review")(review.review)
 catalog.app.command("export")(exchange.export)
+catalog.app.command("push")(artifact.push_catalog)
+catalog.app.command("pull")(artifact.pull_catalog)
 app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 
 

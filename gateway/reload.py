@@ -88,6 +88,10 @@ def summary(difference: Difference) -> str:
         map(len, (difference.added_profiles, difference.removed_profiles, difference.changed_profiles))
     )  # fmt: skip
     parts += [f"{profiles} profiles changed"] if profiles else []
+    publishers = sum(
+        map(len, (difference.added_publishers, difference.removed_publishers, difference.changed_publishers))
+    )
+    parts += [f"{publishers} publishers changed"] if publishers else []
     return ", ".join(parts) or "nothing changed"
 
 

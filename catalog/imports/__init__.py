@@ -5,6 +5,16 @@ silence: what could not be carried over is in the notes.
 """
 
 from catalog.imports.document import Ecosystem, Imported, NoPackages, Note, Packages, Unreadable
-from catalog.imports.reader import FORMATS, import_text
+from catalog.imports.reader import FORMATS, MAX_BYTES, import_text
 
-__all__ = ["FORMATS", "Ecosystem", "Imported", "NoPackages", "Note", "Packages", "Unreadable", "import_text"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "Ecosystem",
+    "Imported",
+    "NoPackages",
+    "Note",
+    "Packages",
+    "Unreadable",
+    "import_text",
+]

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from catalog import Catalog, CatalogError, Changed, Entry, Profile, difference, load_catalog
+from catalog import Catalog, CatalogError, Changed, Difference, Entry, Profile, difference, load_catalog
 from catalog.jsonschema import schema_text
 from catalog.writing import write_catalog
 from gateway.abilities import lacking
@@ -243,6 +243,11 @@ def diff(
     if as_json:
         print_json(asdict(found))
         return
+    print_difference(found)
+
+
+def print_difference(found: Difference) -> None:
+    """A difference for people."""
     if not found:
         typer.echo("No difference.")
         return
@@ -251,10 +256,12 @@ def diff(
         ("-", "red", found.removed),
         ("+ profile", "green", found.added_profiles),
         ("- profile", "red", found.removed_profiles),
+        ("+ publisher", "green", found.added_publishers),
+        ("- publisher", "red", found.removed_publishers),
     ):
         for name in names:
             out.print(Text(f"{mark} {name}", style=style))
-    for changed in (*found.changed, *found.changed_profiles):
+    for changed in (*found.changed, *found.changed_profiles, *found.changed_publishers):
         _print_changed(changed)
 
 

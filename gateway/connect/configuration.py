@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import difflib
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +21,10 @@ from tomlkit.exceptions import TOMLKitError
 from gateway.connect import jsonc
 from gateway.connect.clients import Place
 from gateway.connect.jsonc import ABSENT, DocumentError
+from gateway.replacing import BACKUP_SUFFIX, replace_file
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 """Some clients keep their whole history in the same file."""
-BACKUP_SUFFIX: Final = ".lockgate-backup"
 NEW_FILE_MODE: Final = 0o600
 
 
@@ -65,8 +62,8 @@ class Change:
             if self.before is not None:
                 mode = file.stat().st_mode & 0o7777
                 backup = file.with_name(file.name + BACKUP_SUFFIX)
-                _replace(backup, self.before, mode)
-            _replace(file, self.after, mode)
+                replace_file(backup, self.before, mode)
+            replace_file(file, self.after, mode)
         except OSError as exc:
             raise DocumentError(f"{self.file} cannot be written: {exc.strerror or exc}") from exc
         return backup
@@ -148,22 +145,6 @@ def _read(file: Path) -> str | None:
         return data.decode()
     except UnicodeDecodeError as exc:
         raise DocumentError(f"{file} is not UTF-8 (byte {exc.start})") from exc
-
-
-def _replace(file: Path, text: str, mode: int) -> None:
-    """The file holds the whole text or what it held before, whatever happens."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
 
 
 class _Json:

@@ -16,7 +16,7 @@ from gateway.errors import EngineDown, ImageError
 from gateway.images.logins import login_for
 from gateway.images.names import HUB, ImageName
 from gateway.images.reachability import Reachability, registry_address, split_address
-from gateway.images.registry import Registry
+from gateway.images.registry import RegistryClient
 from gateway.installer import without_logins
 
 Progress = Callable[[str], None]
@@ -85,7 +85,7 @@ class Puller:
             )
         return address
 
-    def connect(self, name: ImageName) -> Registry:
+    def connect(self, name: ImageName) -> RegistryClient:
         """The image's repository, to be read here and not by the engine. Blocking."""
         try:
             with closing(self._engine.client()) as client:
@@ -94,7 +94,7 @@ class Puller:
             raise ImageError(self._engine.without_answer(exc)) from exc
         mirrors = config.get("Mirrors") or []
         mirror = str(mirrors[0]) if mirrors and name.registry == HUB else ""
-        return Registry(name, login_for(name.registry), insecure=_is_insecure(name.host, config), mirror=mirror)
+        return RegistryClient(name, login_for(name.registry), insecure=_is_insecure(name.host, config), mirror=mirror)
 
 
 def follow(reports: Iterable[dict[str, Any]], name: ImageName, progress: Progress) -> None:

@@ -20,7 +20,7 @@ from anyio import to_thread
 from catalog import Publisher
 from gateway.errors import ImageError, ImageRefused
 from gateway.images.names import ImageName
-from gateway.images.registry import NotThere, Registry
+from gateway.images.registry import NotThere, RegistryClient
 from gateway.images.signatures import Signature, verify
 
 MAX_SIGNATURES: Final = 16
@@ -32,7 +32,7 @@ CERTIFICATE: Final = "dev.sigstore.cosign/certificate"
 CHAIN: Final = "dev.sigstore.cosign/chain"
 BUNDLE: Final = "dev.sigstore.cosign/bundle"
 
-Connect = Callable[[ImageName], Registry]
+Connect = Callable[[ImageName], RegistryClient]
 """Opens an image's repository, with the user's login; runs in a worker thread."""
 
 
@@ -93,20 +93,28 @@ class Verifier:
     # -- in a worker thread ------------------------------------------------------------------
 
     def _fetch(self, name: ImageName) -> list[Signature]:
-        digest = str(name.digest)
         with closing(self._connect(name)) as registry:
-            documents = []
-            with suppress(NotThere):
-                documents.append(registry.manifest(f"{digest.replace(':', '-')}.sig").json())
-            for descriptor in registry.referrers(digest)[:MAX_SIGNATURES]:
-                if descriptor.get("artifactType") == REFERRER:
-                    documents.append(registry.manifest(str(descriptor.get("digest"))).json())
-            found: list[Signature] = []
-            for document in documents:
-                for layer in _layers(document):
-                    if len(found) < MAX_SIGNATURES:
-                        found.append(_signature(layer, registry.blob(str(layer.get("digest")))))
-            return found
+            return fetch_signatures(registry, str(name.digest))
+
+
+def fetch_signatures(registry: RegistryClient, digest: str) -> list[Signature]:
+    """What is signed about this digest, where cosign keeps it. Blocking; verifies nothing.
+
+    Raises:
+        ImageError: it cannot be had, or is damaged.
+    """
+    documents = []
+    with suppress(NotThere):
+        documents.append(registry.manifest(f"{digest.replace(':', '-')}.sig").json())
+    for descriptor in registry.referrers(digest)[:MAX_SIGNATURES]:
+        if descriptor.get("artifactType") == REFERRER:
+            documents.append(registry.manifest(str(descriptor.get("digest"))).json())
+    found: list[Signature] = []
+    for document in documents:
+        for layer in _layers(document):
+            if len(found) < MAX_SIGNATURES:
+                found.append(_signature(layer, registry.blob(str(layer.get("digest")))))
+    return found
 
 
 def _layers(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ Knows the registry's files and the format of signatures; not what a gateway make
 import base64
 import datetime
 import hashlib
+import ipaddress
 import json
 import shutil
 import socket
@@ -21,7 +22,13 @@ import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from tests.gateway.engines import make_tiny_image
@@ -41,12 +48,13 @@ class TestRegistry:
 
     __test__ = False
 
-    def __init__(self, host: str, blobs: Path) -> None:
+    def __init__(self, host: str, blobs: Path, scheme: str = "http") -> None:
         self.host = host
         self.blobs = blobs
+        self._scheme = scheme
 
     def url(self, path: str) -> str:
-        return f"http://{self.host}/v2/{path}"
+        return f"{self._scheme}://{self.host}/v2/{path}"
 
     def push(self, engine: docker.APIClient, folder: Path, name: str, *, marker: str = "", keep: bool = False) -> str:
         """Put a tiny image there as `name:1`; its digest. The engine forgets it unless it is to `keep` it."""
@@ -117,8 +125,9 @@ def forget(engine: docker.APIClient, full: str) -> None:
 
 
 @contextmanager
-def registry(folder: Path, *, login: bool = False) -> Iterator[TestRegistry]:
-    """A real container registry on the loopback interface; engines take it without TLS."""
+def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterator[TestRegistry]:
+    """A real container registry on the loopback interface; engines take it without TLS. With TLS its certificate is in
+    `folder` as ca.crt."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed")
@@ -128,7 +137,11 @@ def registry(folder: Path, *, login: bool = False) -> Iterator[TestRegistry]:
         port = free.getsockname()[1]
     config = folder / "registry.yml"
     text = f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/blobs}}}}\n"
-    text += f"http: {{addr: 127.0.0.1:{port}}}\n"
+    text += f"http: {{addr: 127.0.0.1:{port}"
+    if tls:
+        _certify(folder)
+        text += f", tls: {{certificate: {folder}/ca.crt, key: {folder}/ca.key}}"
+    text += "}\n"
     if login:
         (folder / "htpasswd").write_text(HTPASSWD + "\n")
         text += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
@@ -145,10 +158,36 @@ def registry(folder: Path, *, login: bool = False) -> Iterator[TestRegistry]:
                 assert process.poll() is None, (folder / "registry.log").read_text()
                 assert time.monotonic() < deadline, "the registry did not start"
                 time.sleep(0.05)
-        yield TestRegistry(f"127.0.0.1:{port}", folder / "blobs")
+        yield TestRegistry(f"127.0.0.1:{port}", folder / "blobs", "https" if tls else "http")
     finally:
         process.terminate()
         process.wait(START_S)
+
+
+def _certify(folder: Path) -> None:
+    """A certificate for loopback that vouches for itself, as a private authority's would."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test registry")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - datetime.timedelta(days=1))
+        .not_valid_after(now() + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(True, 0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "ca.key").write_bytes(private_pem(key))
+
+
+def private_pem(key: PrivateKey, passphrase: str = "") -> bytes:
+    hidden = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, hidden)
 
 
 # -- signatures ----------------------------------------------------------------------------------
