@@ -377,7 +377,7 @@ class Door:
             if isinstance(resume.continuation, Retry) and resume.continuation.state is not None:
                 members["requestState"] = resume.continuation.state
         try:
-            return await upstream.start(method, members, caller=caller.facts())
+            return await upstream.start(method, members, caller=caller.facts)
         except BaseException:
             self.pool.free(upstream)
             raise

@@ -228,7 +228,7 @@ async def _withdraw(upstream: Upstream, id: str) -> None:
 
 
 async def _reply(upstream: Upstream, method: str, members: Fields, facts: CallerFacts) -> Reply:
-    call = await upstream.start(method, members, caller=facts)
+    call = await upstream.start(method, members, caller=lambda: facts)
     try:
         while not isinstance(item := await call.next(), Reply):
             pass

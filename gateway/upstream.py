@@ -5,9 +5,8 @@ Knows no profile, principal or policy, and not what carries its bytes (a channel
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Raw
 
@@ -34,6 +33,8 @@ MAX_UNREAD_QUESTIONS: Final = 64
 """Questions of one call that wait to be put to its caller; one more is declined."""
 MAX_ID_BYTES: Final = 1024
 """Of a server's question: we must repeat it in the answer."""
+TICK_S: Final = 0.002
+"""An event loop may count in milliseconds: its timers come that much too early."""
 MAX_CALL_FACTOR: Final = 10
 """Progress extends a call's deadline, up to this many times the deadline in all."""
 
@@ -60,6 +61,10 @@ class Reply(NamedTuple):
     error: bytes | None
 
 
+Item: TypeAlias = Notice | Question | Reply | errors.UpstreamError
+"""What a call brings; the last two end it."""
+
+
 class CallerFacts(NamedTuple):
     """What a server may know of the client a call is made for; both members are that client's own JSON."""
 
@@ -70,7 +75,7 @@ class CallerFacts(NamedTuple):
 class Call:
     """One request in flight: any number of notices and questions, then exactly one reply."""
 
-    __slots__ = ("_items", "_unread_bytes", "_waiter", "extended_s", "id", "progress_token", "timeout_s", "timer")
+    __slots__ = ("_items", "_unread_bytes", "_waiter", "due", "extended_s", "id", "progress_token", "timeout_s")
 
     def __init__(self, id: int, progress_token: Raw | None, timeout_s: float | None) -> None:
         self.id = id
@@ -78,20 +83,22 @@ class Call:
         self.timeout_s = timeout_s
         """None for a stream that has no end of its own."""
         self.extended_s = 0.0
-        self.timer: asyncio.TimerHandle | None = None
-        self._items: deque[Notice | Question | Reply | errors.UpstreamError] = deque()
+        self.due: float | None = None
+        """When it runs out of time, in seconds of the loop's clock; None while it waits for a person."""
+        self._items: list[Item] = []
         self._unread_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Item] | None = None
 
-    def push(self, item: Notice | Question | Reply | errors.UpstreamError) -> None:
+    def push(self, item: Item) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(item)
+            return
         if isinstance(item, Notice):
             self._unread_bytes += len(item.params)
             while len(self._items) >= MAX_UNREAD_NOTICES or self._unread_bytes > MAX_UNREAD_BYTES:
                 if not self._drop_oldest_notice():
                     break
         self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _drop_oldest_notice(self) -> bool:
         for position, item in enumerate(self._items):
@@ -104,9 +111,9 @@ class Call:
     def has_room_for_a_question(self) -> bool:
         return sum(isinstance(item, Question) for item in self._items) < MAX_UNREAD_QUESTIONS
 
-    def put_back(self, item: Notice | Reply) -> None:
+    def put_back(self, item: Item) -> None:
         """Undo one `next`."""
-        self._items.appendleft(item)
+        self._items.insert(0, item)
         if isinstance(item, Notice):
             self._unread_bytes += len(item.params)
 
@@ -115,18 +122,28 @@ class Call:
         Raises:
             UpstreamError: no reply will come.
         """
-        if not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        item = self._items.popleft()
-        if isinstance(item, Notice):
-            self._unread_bytes -= len(item.params)
+        if self._items:
+            item = self._items.pop(0)
+            if isinstance(item, Notice):
+                self._unread_bytes -= len(item.params)
+        else:
+            item = await self._pushed()
         if isinstance(item, errors.UpstreamError):
             raise item
         return item
+
+    async def _pushed(self) -> Item:
+        """What is pushed next. If it came in the same step in which we were cancelled, it is kept."""
+        waiter: asyncio.Future[Item] = asyncio.get_running_loop().create_future()
+        self._waiter = waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.put_back(waiter.result())
+            raise
+        finally:
+            self._waiter = None
 
 
 class Upstream:
@@ -167,6 +184,8 @@ class Upstream:
         self._capabilities = capabilities
         self._channel: Channel | None = None
         self._calls: dict[int, Call] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        """Fires when the first of the open calls runs out of time, or one that has ended would have."""
         self._next_id = 0
         self.n_dropped = 0
         """Answers to nothing: repeated, late, or never asked for."""
@@ -250,11 +269,12 @@ class Upstream:
         method: str,
         members: Fields,
         *,
-        caller: CallerFacts | None = None,
+        caller: Callable[[], CallerFacts] = CallerFacts,
         timeout_s: float | None = None,
         endless: bool = False,
     ) -> Call:
-        """Send a request with the given params. The caller must read the call to its reply, or `cancel` it.
+        """Send a request with the given params. The caller must read the call to its reply, or `cancel` it. Whom it is
+        made for is asked only where the server is told.
 
         Raises:
             UpstreamUnavailable: the connection is gone; nothing was sent.
@@ -267,26 +287,33 @@ class Upstream:
         self._calls[id] = call
         message = envelope.request(b"%d" % id, method, envelope.encode(members) if members else b"")
         routing = self._routing(method, members) if self._era == "modern" else None
-        self._channel.send(envelope.one_line(message), id, routing)
+        channel = self._channel
+        channel.send(envelope.one_line(message), id, routing)
         if id in self._calls:  # else it has failed already
             self.resume_timer(call)
-            self._touch(call)
+            if call.timeout_s is not None:
+                self.last_used = asyncio.get_running_loop().time()
+        if channel.is_full:
+            await self._until_read(call, channel)
+        return call
+
+    async def _until_read(self, call: Call, channel: Channel) -> None:
+        """Wait until the server reads what it was sent, so that nobody sends it ever more."""
         try:
             async with asyncio.timeout(call.timeout_s):
-                await self._channel.drain()
+                await channel.drain()
         except TimeoutError:
-            pass  # the server reads nothing; the call's own deadline is the same, and says so to whoever reads the call
+            pass  # the call's own deadline is the same, and says so to whoever reads the call
         except BaseException:
             self.cancel(call, "the gateway stopped waiting")
             raise
-        return call
 
-    def _prepare(self, members: Fields, id: int, caller: CallerFacts | None) -> Raw | None:
+    def _prepare(self, members: Fields, id: int, caller: Callable[[], CallerFacts]) -> Raw | None:
         """Write `_meta` as this server's era wants it, with our progress token; returns the caller's token."""
         raw_meta = members.get("_meta")
         if raw_meta is None and self._era == "legacy":
             return None
-        facts = caller or CallerFacts()
+        facts = caller()
         if self._era == "modern":
             known = _onward(raw_meta, self._revision, facts)
             if known is not None:
@@ -363,20 +390,35 @@ class Upstream:
 
     def pause_timer(self, call: Call) -> None:
         """The call waits for a person, not for the server."""
-        if call.timer is not None:
-            call.timer.cancel()
-            call.timer = None
+        call.due = None
 
     def resume_timer(self, call: Call) -> None:
-        if call.timeout_s is not None and call.timer is None:
-            call.timer = asyncio.get_running_loop().call_later(call.timeout_s, self._expire, call)
+        """The call has its whole time from now on. There is one timer for all calls: one for each would cost more than
+        sending the request."""
+        if call.timeout_s is not None and call.due is None:
+            call.due = asyncio.get_running_loop().time() + call.timeout_s
+            self._wake_at(call.due)
+
+    def _wake_at(self, due: float) -> None:
+        if self._alarm is not None:
+            if self._alarm.when() <= due:
+                return
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(due, self._expire_due)
+
+    def _expire_due(self) -> None:
+        """End the calls whose time is over, and wait for the next."""
+        self._alarm = None
+        now = asyncio.get_running_loop().time() + TICK_S
+        for call in [call for call in self._calls.values() if call.due is not None and call.due <= now]:
+            self._expire(call)
+        left = [call.due for call in self._calls.values() if call.due is not None]
+        if left:
+            self._wake_at(min(left))
 
     def _finish(self, call: Call) -> None:
-        self.pause_timer(call)
-        self._touch(call)
-
-    def _touch(self, call: Call) -> None:
-        """A call puts the idle stop off; listening for changes does not."""
+        """A call puts the idle stop off, also at its end; listening for changes does not."""
+        call.due = None
         if call.timeout_s is not None:
             self.last_used = asyncio.get_running_loop().time()
 
@@ -467,10 +509,9 @@ class Upstream:
         call = self._calls.get(token) if token is not None else None
         if call is None or call.progress_token is None:
             return
-        if call.timer is not None and call.timeout_s is not None:
-            loop = asyncio.get_running_loop()
+        if call.due is not None and call.timeout_s is not None:
             if call.extended_s < call.timeout_s * MAX_CALL_FACTOR:
-                call.extended_s += loop.time() + call.timeout_s - call.timer.when()
+                call.extended_s += asyncio.get_running_loop().time() + call.timeout_s - call.due
                 self.pause_timer(call)
                 self.resume_timer(call)
         members["progressToken"] = call.progress_token
@@ -507,6 +548,9 @@ class Upstream:
             return
         reason = self.end_reason = self.stopped_because or reason
         self.ended.set()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         calls, self._calls = self._calls, {}
         for call in calls.values():
             self._finish(call)

@@ -230,6 +230,10 @@ class InsideChannel:
     def abort(self, id: int) -> bool:
         return self._http is not None and self._http.abort(id)
 
+    @property
+    def is_full(self) -> bool:
+        return self._http is not None and self._http.is_full
+
     async def drain(self) -> None:
         if self._http is not None:
             await self._http.drain()

@@ -114,6 +114,10 @@ class SseChannel:
     def abort(self, id: int) -> bool:
         return False
 
+    @property
+    def is_full(self) -> bool:
+        return False
+
     async def drain(self) -> None:
         """As with Streamable HTTP, the connection's own buffer is enough."""
 

@@ -119,6 +119,10 @@ class PerCallChannel:
             task.cancel()
         return True
 
+    @property
+    def is_full(self) -> bool:
+        return False
+
     async def drain(self) -> None:
         """Calls wait for their turn in a task of their own."""
 

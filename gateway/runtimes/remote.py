@@ -109,6 +109,10 @@ class HttpChannel:
         # A legacy server does not take the end of a stream for a withdrawal: it is told in words too.
         return self._era == "modern"
 
+    @property
+    def is_full(self) -> bool:
+        return False
+
     async def drain(self) -> None:
         """Requests are small and bounded in number; the connection's own buffer is enough."""
 

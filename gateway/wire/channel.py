@@ -52,6 +52,10 @@ class Channel(Protocol):
     def abort(self, id: int) -> bool:
         """Withdraw a request by closing its stream, if the transport and era have that; False if they do not."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `drain` would wait."""
+
     async def drain(self) -> None:
         """Wait until the transport's write buffer has room."""
 

@@ -80,9 +80,12 @@ class LineChannel:
         """One stream for all requests: a request is withdrawn by a message."""
         return False
 
+    @property
+    def is_full(self) -> bool:
+        return not self._room.is_set()
+
     async def drain(self) -> None:
-        if not self._room.is_set():
-            await self._room.wait()
+        await self._room.wait()
 
     async def settled(self) -> None:
         """One stream carries everything."""

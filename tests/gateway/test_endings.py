@@ -79,6 +79,10 @@ class Inside:
     def abort(self, id: int) -> bool:
         return False
 
+    @property
+    def is_full(self) -> bool:
+        return True
+
     async def drain(self) -> None:
         await asyncio.sleep(0)
 
