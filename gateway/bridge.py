@@ -93,7 +93,7 @@ class Resume(NamedTuple):
     answers: dict[str, Raw]
 
 
-class Ticket(msgspec.Struct):
+class Ticket(msgspec.Struct, gc=False):
     """What a sealed `requestState` holds. It is good for one principal, method, name and set of arguments."""
 
     principal: str

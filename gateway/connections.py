@@ -62,6 +62,9 @@ class Key(NamedTuple):
         return self.owner not in (SHARED, SPARE)
 
 
+SHARED_KEY: Final = Key(SHARED)
+
+
 class Connection:
     """One connection to a server, from the wish for it to its end."""
 

@@ -5,7 +5,6 @@ Resolves the name, decides, forwards, checks the result, audits. Knows no transp
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -130,10 +129,10 @@ class Door:
     async def _admit(
         self, caller: Caller, method: str, params: bytes, notify: Notify, record: Record, resume: Resume | None
     ) -> Reply | InputRequired:
-        if method in tasks.METHODS:
-            return await self._admit_task(caller, method, envelope.fields(params), record)
         route = ROUTES.get(method)
         if route is None:
+            if method in tasks.METHODS:
+                return await self._admit_task(caller, method, envelope.fields(params), record)
             return await self._admit_foreign(caller, method, params, notify, record)
         members = envelope.fields(params)
         view, target = await self._find(caller, route, members, record)
@@ -152,11 +151,12 @@ class Door:
             return denied(route, decision.reason)
         if route.action == "call":
             members.pop("task", None)  # what asked for a task before there was the extension
-            if not caller.takes_tasks and target.item in self.pool.servers[target.server].entry.tasks.only:
+            if target.item in self.pool.servers[target.server].entry.tasks.only and not caller.takes_tasks:
                 record.outcome = "error"
                 return needs_tasks()
         ticket = _ticket(caller, method, target, record.arguments)
-        resume = resume or self._unsealed(members, ticket)
+        if resume is None and ("inputResponses" in members or "requestState" in members):
+            resume = self._unsealed(members, ticket)
         caller.servers.add(target.server)
         if resume is not None and isinstance(resume.continuation, Parked):
             parked = resume.continuation
@@ -420,8 +420,8 @@ class Door:
         return await self.pool.connection(server, self._lease(caller, server))
 
     def _lease(self, caller: Caller, server: str) -> Lease | None:
-        listing = self.pool.listing(server)
-        if self.pool.servers[server].entry.interactive and (listing is None or listing.era == "legacy"):
+        known = self.pool.servers[server]
+        if known.entry.interactive and (known.listing is None or known.listing.era == "legacy"):
             return caller.lease()
         return None
 
@@ -574,7 +574,7 @@ class Door:
 
 def _record(caller: Caller, method: str) -> Record:
     return Record(
-        call=os.urandom(8).hex(),
+        call=audit.call_id(),
         at=audit.now(),
         principal=caller.principal.id,
         client=caller.client,

@@ -15,7 +15,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway import errors
 from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
-from gateway.connections import NOBODY, SHARED, SPARE, Connection, Credential, Key, Lease, Server
+from gateway.connections import NOBODY, SHARED, SHARED_KEY, SPARE, Connection, Credential, Key, Lease, Server
 from gateway.keeper import Keeper
 from gateway.listings import Listing, ListingStore
 from gateway.relisting import Admit, Relisting, everything
@@ -144,6 +144,8 @@ class Pool:
             UpstreamUnavailable: it cannot be started; says why, and when the next attempt is allowed.
             AtCapacity: too many run, and none became free in time.
         """
+        if lease is None and (upstream := self.warm(id, credential)) is not None:
+            return upstream
         server = self._find(id)
         if not server.was_used:
             server.was_used = True
@@ -153,6 +155,17 @@ class Pool:
             wanted.hand_out(asyncio.get_running_loop().time())
             return wanted.upstream
         return await self._connect(server, lease, credential, wanted)
+
+    def warm(self, id: str, credential: Credential = NOBODY) -> Upstream | None:
+        """The connection that all callers with the same credential share, if it is ready for a call right now."""
+        server = self._servers.get(id)
+        if server is None or not server.was_used:
+            return None
+        connection = server.connections.get(SHARED_KEY if credential is NOBODY else Key(SHARED, 0, credential))
+        if connection is None or not connection.is_live:
+            return None
+        connection.hand_out(asyncio.get_running_loop().time())
+        return connection.upstream
 
     def live(self, id: str, lease: Lease | None) -> Upstream | None:
         """The connection that `connection` would give if it is open already; an exclusive lease has none to give."""
@@ -265,6 +278,8 @@ class Pool:
 
     def free(self, upstream: Upstream) -> None:
         """Give back an exclusive connection for the owner's next call."""
+        if not upstream.may_ask:
+            return  # nobody's own
         for server in (self._servers.get(upstream.server), *self._retired):
             for connection in server.connections.values() if server is not None else ():
                 if connection.upstream is upstream and connection.taken and server is not None:

@@ -74,7 +74,8 @@ def checked(
     if MARK in reply.result:
         record.detail = "secret hidden"
     record.outcome = "tool_error" if _IS_ERROR.search(reply.result) else "ok"
-    return Reply(surface.rewrite_uris(view, target.server, method, reply.result), None)
+    result = surface.rewrite_uris(view, target.server, method, reply.result)
+    return reply if result is reply.result else Reply(result, None)
 
 
 def denied(route: Route, reason: str) -> Reply:

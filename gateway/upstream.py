@@ -283,7 +283,8 @@ class Upstream:
             raise errors.UpstreamUnavailable(f"server {self.server} is not connected: {self.end_reason}")
         self._next_id += 1
         id = self._next_id
-        call = Call(id, self._prepare(members, id, caller), None if endless else timeout_s or self.call_timeout_s)
+        token = self._prepare(members, id, caller) if "_meta" in members or self._era == "modern" else None
+        call = Call(id, token, None if endless else timeout_s or self.call_timeout_s)
         self._calls[id] = call
         message = envelope.request(b"%d" % id, method, envelope.encode(members) if members else b"")
         routing = self._routing(method, members) if self._era == "modern" else None
@@ -311,8 +312,6 @@ class Upstream:
     def _prepare(self, members: Fields, id: int, caller: Callable[[], CallerFacts]) -> Raw | None:
         """Write `_meta` as this server's era wants it, with our progress token; returns the caller's token."""
         raw_meta = members.get("_meta")
-        if raw_meta is None and self._era == "legacy":
-            return None
         facts = caller()
         if self._era == "modern":
             known = _onward(raw_meta, self._revision, facts)
@@ -444,13 +443,12 @@ class Upstream:
         except WireError:
             self._unreadable(message, id)
             return
-        match incoming.kind:
-            case "response":
-                self._answered(incoming)
-            case "notification":
-                self._notified(incoming, id)
-            case "request":
-                self._asked(incoming, id)
+        if not incoming.method:
+            self._answered(incoming)
+        elif bytes(incoming.id):
+            self._asked(incoming, id)
+        else:
+            self._notified(incoming, id)
 
     def _unreadable(self, message: bytes, id: int | None) -> None:
         if message[:1] == b"[":
@@ -509,11 +507,10 @@ class Upstream:
         call = self._calls.get(token) if token is not None else None
         if call is None or call.progress_token is None:
             return
-        if call.due is not None and call.timeout_s is not None:
-            if call.extended_s < call.timeout_s * MAX_CALL_FACTOR:
-                call.extended_s += asyncio.get_running_loop().time() + call.timeout_s - call.due
-                self.pause_timer(call)
-                self.resume_timer(call)
+        if call.due is not None and call.timeout_s is not None and call.extended_s < call.timeout_s * MAX_CALL_FACTOR:
+            call.extended_s += asyncio.get_running_loop().time() + call.timeout_s - call.due
+            self.pause_timer(call)
+            self.resume_timer(call)
         members["progressToken"] = call.progress_token
         call.push(Notice(PROGRESS, envelope.encode(members)))
 

@@ -5,14 +5,17 @@ Knows the frame format (Engine API v1.41, ContainerAttach) and nothing of creati
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import Final, Protocol, cast
 
 from gateway.serverlog import ServerLog
 from gateway.wire.lines import LineTooLong, WriteEnd
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-FRAME_HEADER_BYTES: Final = 8
 STDERR: Final = 2
+_header: Final = struct.Struct(">B3xI")
+"""Before each frame: the stream it is of, and how many bytes follow."""
+FRAME_HEADER_BYTES: Final = _header.size
 
 
 class Stream(Protocol):
@@ -38,10 +41,16 @@ class AttachProtocol(asyncio.Protocol):
     def __init__(self, path: str, channel: Stream, body: bytes = b"") -> None:
         """`body` is the JSON that goes with the request, where it has some."""
         self.upgraded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_upgraded = False
         self._path = path
         self._body = body
         self._channel = channel
+        self._head = b""
+        """What was read of the engine's answer to the upgrade."""
         self._buffer = bytearray()
+        """The beginning of a frame whose rest is still to come."""
+        self._missing = 0
+        """How many bytes that frame lacks at least."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -54,29 +63,39 @@ class AttachProtocol(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if not self.upgraded.done() and not self._read_head():
-            return
+        if not self._is_upgraded:
+            if self.upgraded.done():
+                return  # refused, or nobody waits any more
+            data = self._read_head(data)
+        if self._missing:
+            self._buffer += data
+            if len(data) < self._missing:
+                self._missing -= len(data)
+                return
+            data, self._missing = bytes(self._buffer), 0
+            self._buffer.clear()
         try:
-            self._read_frames()
+            self._read_frames(data)
         except LineTooLong:
             self._channel.end("it wrote an endless line on stdout")
             if self._transport is not None:
                 self._transport.abort()
 
-    def _read_head(self) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_HEAD_BYTES:
+    def _read_head(self, data: bytes) -> bytes:
+        """Read the engine's answer to the upgrade; what follows it."""
+        self._head += data
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end:
+            if len(head) > MAX_HEAD_BYTES:
                 self._refuse("the engine's answer to attach is too long")
-            return False
-        status = bytes(self._buffer[: self._buffer.find(b"\r\n")])
-        if b" 101 " not in status + b" " and b" 200 " not in status + b" ":
-            self._refuse(f"the engine refused to attach: {bytes(self._buffer[:500]).decode(errors='replace')}")
-            return False
-        del self._buffer[: end + 4]
+            return b""
+        status = head.partition(b"\r\n")[0] + b" "
+        if b" 101 " not in status and b" 200 " not in status:
+            self._refuse(f"the engine refused to attach: {self._head[:500].decode(errors='replace')}")
+            return b""
+        self._head, self._is_upgraded = b"", True
         self.upgraded.set_result(None)
-        return True
+        return rest
 
     def _fail(self, reason: str) -> None:
         """Tell whoever waits for the upgrade; that a cancelled start waits no more is not an accident to report."""
@@ -88,21 +107,25 @@ class AttachProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _read_frames(self) -> None:
-        buffer = self._buffer
-        start = 0
-        while len(buffer) - start >= FRAME_HEADER_BYTES:
-            end = start + FRAME_HEADER_BYTES + int.from_bytes(buffer[start + 4 : start + 8], "big")
-            if len(buffer) < end:
+    def _read_frames(self, data: bytes) -> None:
+        start, size = 0, len(data)
+        while start < size:
+            if size - start < FRAME_HEADER_BYTES:
+                self._missing = FRAME_HEADER_BYTES - (size - start)
                 break
-            payload = bytes(buffer[start + FRAME_HEADER_BYTES : end])
-            if buffer[start] == STDERR:
+            stream, length = _header.unpack_from(data, start)
+            end = start + FRAME_HEADER_BYTES + length
+            if size < end:
+                self._missing = end - size
+                break
+            payload = data[start + FRAME_HEADER_BYTES : end]
+            if stream == STDERR:
                 self._channel.log.stderr(payload)
             else:
                 self._channel.feed(payload)
             start = end
-        if start:
-            del buffer[:start]
+        if start < size:
+            self._buffer += data[start:]
 
     def pause_writing(self) -> None:
         self._channel.pause()

@@ -81,6 +81,13 @@ class LineSplitter:
         self._tail: list[bytes] = []
         self._tail_bytes = 0
 
+    def only_line(self, data: bytes) -> bytes | None:
+        """The data without its line break if it is exactly one line, as nearly every answer comes; else None, and it is
+        for `feed`."""
+        if self._tail or len(data) > self._limit or data.find(b"\n") != len(data) - 1:
+            return None
+        return data.strip() or None
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield each finished line, without line break, skipping empty ones.
 

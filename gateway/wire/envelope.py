@@ -47,7 +47,7 @@ class WireError(Exception):
         self.id = id
 
 
-class Envelope(msgspec.Struct):
+class Envelope(msgspec.Struct, gc=False):
     """One decoded message. Raw members are views into the received buffer; absent ones are empty."""
 
     jsonrpc: Literal["2.0"]
@@ -79,7 +79,7 @@ def decode(message: bytes | Raw) -> Envelope:
     Raises:
         WireError: not JSON, not UTF-8, not JSON-RPC 2.0, or neither request, notification nor response.
     """
-    data = bytes(message)
+    data = message if isinstance(message, bytes) else bytes(message)
     if not data.isascii():
         try:
             data.decode()
@@ -119,7 +119,7 @@ def decode_from_client(message: bytes | Raw) -> Envelope:
 
 
 def _is_id(raw: bytes) -> bool:
-    return raw[:1] == b'"' or (raw[:1] in b"-0123456789" and raw.lstrip(b"-").isdigit())
+    return raw.isdigit() or raw[:1] == b'"' or (raw[:1] in b"-0123456789" and raw.lstrip(b"-").isdigit())
 
 
 def decode_batch(message: bytes) -> list[Raw]:

@@ -49,6 +49,10 @@ class LineChannel:
         Raises:
             LineTooLong: the runtime must end the server.
         """
+        line = self._splitter.only_line(data)
+        if line is not None:
+            self._receiver.received(line)
+            return
         for line in self._splitter.feed(data):
             self._receiver.received(line)
 

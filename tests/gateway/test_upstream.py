@@ -86,6 +86,39 @@ async def test_a_late_answer_is_dropped() -> None:
         assert upstream.in_flight == 0
 
 
+async def test_each_call_ends_at_its_own_time_in_whatever_order_they_began() -> None:
+    async with connected() as upstream:
+        calls = {}
+        for key, timeout_s in (("slow", 60.0), ("middle", 0.4), ("fast", 0.1), ("paused", 0.2), ("streamed", None)):
+            members = {"name": envelope.raw("hold"), "arguments": envelope.raw({"key": key})}
+            calls[key] = await upstream.start("tools/call", members, timeout_s=timeout_s, endless=timeout_s is None)
+        upstream.pause_timer(calls["paused"])
+        for key in ("middle", "fast"):
+            with pytest.raises(UpstreamTimeout):
+                await calls[key].next()
+        assert upstream.in_flight == 3
+        # Time counts from when it goes on; the timer for all calls waits for another one by now.
+        upstream.resume_timer(calls["paused"])
+        with pytest.raises(UpstreamTimeout):
+            await calls["paused"].next()
+        for key in ("slow", "streamed"):
+            await begin(upstream, "release", {"key": key})
+            assert await text(calls[key]) == key
+
+
+async def test_an_answer_that_comes_while_its_reader_is_interrupted_is_not_lost() -> None:
+    call = Call(1, None, None)
+    notice, reply = Notice(PROGRESS, b"{}"), Reply(b"{}", None)
+    reader = asyncio.ensure_future(call.next())
+    await asyncio.sleep(0)
+    call.push(notice)
+    call.push(reply)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert [await call.next(), await call.next()] == [notice, reply]
+
+
 async def test_progress_gives_a_call_more_time_and_silence_does_not() -> None:
     async with connected(call_timeout_s=1.5) as upstream:
         told = await begin(upstream, "steps", {"n": 15, "ms": 200}, token="t")

@@ -34,6 +34,26 @@ def test_lines_come_out_whole_however_they_are_cut(
     assert splitter.rest() == rest
 
 
+@given(st.binary(max_size=14).map(lambda data: data.replace(b"x", b"\n")), st.booleans())
+@example(b"{}\n", False)
+@example(b" {} \r\n", False)
+@example(b"{}\n", True)
+@example(b"0123456789\n", False)
+@example(b"012345678\n", False)
+def test_what_is_one_line_by_itself_is_what_would_be_read_of_it(data: bytes, after_half_a_line: bool) -> None:
+    splitter, by_itself = LineSplitter(10), LineSplitter(10)
+    if after_half_a_line:
+        for one in (splitter, by_itself):
+            assert list(one.feed(b"y")) == []
+    line = by_itself.only_line(data)
+    if line is not None:
+        assert not after_half_a_line
+        assert [line] == fed(splitter, [data])
+        assert by_itself.rest() == splitter.rest() == b""
+    elif not after_half_a_line:
+        assert data.count(b"\n") != 1 or not data.endswith(b"\n") or not data.strip() or len(data) > 10
+
+
 def fed(splitter: LineSplitter, chunks: list[bytes]) -> list[bytes] | None:
     """The lines, or None if one was too long."""
     try:
