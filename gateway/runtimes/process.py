@@ -282,7 +282,6 @@ class ProcessChannel(LineChannel):
         self._transport = transport
 
     def started(self, transport: asyncio.SubprocessTransport) -> None:
-        self._transport = transport
         self.detail: Mapping[str, str] = {"pid": str(transport.get_pid()), "runtime": self._label}
         stdin = transport.get_pipe_transport(0)
         if stdin is not None:
