@@ -9,7 +9,11 @@ Knows nothing of where the errors come from or how a caller answers them.
     ├── BadRequest           the request is malformed or above a limit: the client changes it
     │   └── ContextOverflow  the prompt does not fit the context: the client shortens it
     ├── ModelBusy            the queue is full: the client tries again later
-    └── WorkerFailed         the worker process died, hung or could not load: a retry starts a new one
+    ├── WorkerFailed         the worker process died, hung or could not load: a retry starts a new one
+    ├── BadDefinition        an agent's definition is wrong: its author mends it
+    └── TranscriptError      the transcript of a run cannot be read or written
+        ├── TranscriptNotFound   there is no such run, or its name is not clear
+        └── TranscriptBusy       the run is still going on
 """
 
 
@@ -50,3 +54,19 @@ class ModelBusy(EngineError):
 
 class WorkerFailed(EngineError):
     """The worker process died, hung or could not load the model; the next request starts a new one."""
+
+
+class BadDefinition(EngineError):
+    """An agent's definition breaks a rule; the message says where and what is allowed."""
+
+
+class TranscriptError(EngineError):
+    """The transcript of a run cannot be read or written."""
+
+
+class TranscriptNotFound(TranscriptError):
+    """There is no such run, or several whose ids look like the given one."""
+
+
+class TranscriptBusy(TranscriptError):
+    """Another process is still adding to the transcript."""

@@ -4,17 +4,16 @@ Knows the endpoint like any client does; nothing here reaches a server except th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
-import msgspec
 from msgspec import Raw
 
 from gateway import errors
+from gateway.chatstream import GatewayRefused, stream_chat
 from gateway.gateway import Gateway
 from gateway.runtimes.remote import HttpChannel
 from gateway.serverlog import ServerLog
@@ -23,14 +22,9 @@ from gateway.settings import Settings
 from gateway.upstream import Notice, Reply, Upstream
 from gateway.wire import envelope
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
-from gateway.wire.sse import EventReader
 
 CALL_TIMEOUT_S: Final = 2100.0
 """Longer than any server's own deadline, which the gateway keeps, and than building an image for a first call."""
-
-
-class GatewayRefused(errors.GatewayError):
-    """The gateway answered an error; its message is the gateway's."""
 
 
 class NoSuchName(errors.SettingsError):
@@ -104,54 +98,9 @@ class GatewayClient:
         Raises:
             GatewayRefused: the model's error.
         """
-        sink = _ChatSink()
-        body = msgspec.json.encode({**request, "stream": True})
-        exchange = self._origin.request(
-            "POST", "/v1/chat/completions", b"Content-Type: application/json\r\n", body, sink
-        )
-        try:
-            while (event := await sink.events.get()) is not None:
-                if "error" in event:
-                    raise GatewayRefused(str(event["error"].get("message")))
-                yield event
-        finally:
-            if not sink.finished:
-                exchange.abort()
-
-
-class _ChatSink:
-    """Turns an event stream, or a JSON error, into a queue of objects that ends with None."""
-
-    def __init__(self) -> None:
-        self.events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self.finished = False
-        self._status = 0
-        self._reader = EventReader()
-        self._rest: list[bytes] = []
-
-    def head(self, status: int, headers: dict[str, str]) -> None:
-        self._status = status
-
-    def body(self, data: bytes) -> None:
-        if self._status != 200:
-            self._rest.append(data)
-            return
-        for event in self._reader.feed(data):
-            if event.data != b"[DONE]":
-                self.events.put_nowait(msgspec.json.decode(event.data))
-
-    def done(self) -> None:
-        if self._status != 200:
-            try:
-                self.events.put_nowait(msgspec.json.decode(b"".join(self._rest), type=dict[str, Any]))
-            except msgspec.DecodeError:
-                self.events.put_nowait({"error": {"message": f"HTTP {self._status}"}})
-        self.finished = True
-        self.events.put_nowait(None)
-
-    def failed(self, failure: HttpFailure) -> None:
-        self.finished = True
-        self.events.put_nowait({"error": {"message": f"the gateway went away: {failure}"}})
+        async with aclosing(stream_chat(self._origin, "/v1/chat/completions", b"", request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 @asynccontextmanager

@@ -68,6 +68,11 @@ class Settings:
         return self.state_dir / "catalog.lock" if self.catalog is None else self.catalog.with_suffix(".lock")
 
     @property
+    def agents_dir(self) -> Path:
+        """Where agents are defined, a file each."""
+        return self.state_dir / "agents" if self.catalog is None else self.catalog.parent / "agents"
+
+    @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.state_dir / 'lockgate.db'}"
 

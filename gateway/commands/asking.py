@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.client import GatewayClient, GatewayRefused, gateway_client
+from gateway.chatstream import GatewayRefused
+from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import run, settings
 from gateway.serving import find_running
 

@@ -6,21 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from engine.agent import (
-    Answered,
-    Budget,
-    Event,
-    StepStarted,
-    Stopped,
-    TextWritten,
-    ToolCalled,
-    ToolOutcome,
-    ToolReturned,
-    run_agent,
-    trim,
-)
+from engine.agent import Budget, ToolOutcome, run_agent
+from engine.conversation import trim
+from engine.events import Answered, Event, StepStarted, Stopped, TextWritten, ToolCalled, ToolReturned, Turned
 
 pytestmark = pytest.mark.anyio
 
@@ -78,6 +69,7 @@ async def test_answer_without_tools_ends_the_run() -> None:
         StepStarted(1, ("alpha", "beta")),
         TextWritten("Hel"),
         TextWritten("lo there."),
+        Turned("Hello there.", (), 10),
         Answered("Hello there."),
         Stopped("answered", steps=1, calls=0, tokens=10),
     ]
@@ -99,10 +91,180 @@ async def test_result_of_a_call_goes_back_to_the_model() -> None:
     assert model.requests[1]["messages"][-2]["content"] == "alpha says {'n': 1}"
 
 
-async def test_several_calls_of_one_turn_are_made_in_order() -> None:
-    events = await run(ScriptedModel([("alpha", {"n": 1}), ("beta", {"n": 2})], "Done."))
-    names = [event.name for event in events if isinstance(event, (ToolCalled, ToolReturned))]
-    assert names == ["alpha", "alpha", "beta", "beta"]
+async def test_calls_of_one_turn_run_at_once_and_are_told_in_their_order() -> None:
+    beta_is_back = anyio.Event()
+
+    async def crossed(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        if name == "alpha":
+            await beta_is_back.wait()
+        else:
+            beta_is_back.set()
+        return ToolOutcome(f"{name} is back")
+
+    model = ScriptedModel([("alpha", {"n": 1}), ("beta", {"n": 2})], "Done.")
+    with anyio.fail_after(30):
+        events = await run(model, call_tool=crossed)
+    assert [event.name for event in events if isinstance(event, ToolCalled)] == ["alpha", "beta"]
+    told = [message["content"] for message in model.requests[1]["messages"] if message["role"] == "tool"]
+    assert told == ["alpha is back", "beta is back"]
+
+
+async def test_no_more_than_eight_calls_run_at_once() -> None:
+    running = most = 0
+
+    async def counting(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.lowlevel.checkpoint()
+        running -= 1
+        return ToolOutcome("ok")
+
+    calls = counting_calls()
+    await run(ScriptedModel(calls(40), "Done."), call_tool=counting, budget=Budget(calls=99))
+    assert most == 8
+
+
+async def test_calls_under_way_are_cancelled_when_the_run_is_closed() -> None:
+    cancelled: list[str] = []
+
+    async def hanging(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        if name == "alpha":
+            return ToolOutcome("ok")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append(name)
+        raise AssertionError
+
+    model = ScriptedModel([("alpha", {"n": 1}), ("beta", {"n": 2})])
+    agent = run_agent("task", generate=model.generate, call_tool=hanging, tools=[tool("alpha"), tool("beta")])
+    async for event in agent:
+        if isinstance(event, ToolReturned):
+            break
+    await agent.aclose()
+    assert cancelled == ["beta"]
+
+
+async def test_prompt_only_grows_at_its_end() -> None:
+    calls = counting_calls()
+    model = ScriptedModel(calls(1), calls(2), calls(1), "Done.")
+    await run(model)
+    for earlier, later in itertools.pairwise(model.requests):
+        assert later["messages"][: len(earlier["messages"])] == earlier["messages"]
+        assert later["tools"] == earlier["tools"]
+
+
+async def test_nothing_but_errors_ends_the_run() -> None:
+    async def failing(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome("no", is_error=True)
+
+    calls = counting_calls()
+    model = ScriptedModel(*[calls(1) for _ in range(9)])
+    events = await run(model, call_tool=failing, budget=Budget(steps=20))
+    assert events[-1] == Stopped("no_progress", steps=4, calls=4, tokens=40)
+    assert "tools" not in model.requests[3]  # it was asked to answer from what it had
+
+
+async def test_what_was_left_out_of_a_result_can_be_read_by_its_handle() -> None:
+    text = "".join(f"{n:05}" for n in range(4_000))
+
+    async def long(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome(text)
+
+    model = ScriptedModel(
+        [("alpha", {})],
+        [("read_result", {"handle": "r1", "start": 3_000})],
+        [("read_result", {"handle": "r9"})],
+        "Done.",
+    )
+    events = await run(model, call_tool=long)
+    assert "read_result" not in [tool["function"]["name"] for tool in model.requests[0]["tools"]]
+    assert "read_result with handle r1 and start 3000" in model.requests[1]["messages"][-2]["content"]
+    assert [tool["function"]["name"] for tool in model.requests[1]["tools"]] == ["alpha", "beta", "read_result"]
+    read, unknown = [event for event in events if isinstance(event, ToolReturned) and event.name == "read_result"]
+    assert read.text.startswith(text[3_000:6_000])
+    assert unknown.is_error
+
+
+async def test_answer_takes_the_form_of_a_schema() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    model = ScriptedModel([("alpha", {})], "It is five.", '{"n": 5}')
+    events = await run(model, schema=schema, budget=Budget(steps=2))
+    assert events[-2] == Answered('{"n": 5}', {"n": 5})
+    assert events[-1] == Stopped("answered", steps=3, calls=1, tokens=30)
+    asked = model.requests[-1]
+    assert asked["response_format"]["json_schema"]["schema"] == schema
+    assert "tools" not in asked
+    assert [message["content"] for message in asked["messages"]][-2:] == ["It is five.", "Give that answer as JSON."]
+
+
+async def test_answer_cut_off_before_it_is_json_is_none() -> None:
+    model = ScriptedModel("It is five.", '{"n": ')
+    events = await run(model, schema={"type": "object"})
+    assert events[-1] == Stopped("no_answer", steps=2, calls=0, tokens=20)
+
+
+async def test_calls_that_come_in_pieces_are_put_together() -> None:
+    async def pieces(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        parts: list[dict[str, Any]] = [
+            {"index": 0, "id": "x", "function": {"name": "alpha", "arguments": ""}},
+            {"index": 0, "function": {"arguments": '{"n": '}},
+            {"index": 1, "id": "x", "function": {"name": "beta"}},
+            {"index": 0, "function": {"arguments": "1}"}},
+        ]
+        said = len(request["messages"]) > 2
+        for part in parts:
+            delta = {"content": "."} if said else {"tool_calls": [part]}
+            yield {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+    agent = run_agent("t", generate=pieces, call_tool=echo, tools=[tool("alpha"), tool("beta")])
+    events = [event async for event in agent]
+    calls = [event for event in events if isinstance(event, ToolCalled)]
+    assert calls == [ToolCalled("x", "alpha", {"n": 1}), ToolCalled("x_1", "beta", {})]
+
+
+# -- a run that was interrupted --------------------------------------------------------------------
+
+
+async def test_run_goes_on_from_any_of_its_events_to_the_same_end() -> None:
+    calls = counting_calls()
+    script = [calls(1), calls(2), 'Call: {"name": "alpha", "argu', calls(1), "Done."]
+    whole = [event for event in await run(ScriptedModel(*script)) if not isinstance(event, TextWritten)]
+    ends = (Answered, Stopped)
+    for at in range(len(whole) - 2):
+        history = whole[:at]
+        turns = sum(isinstance(event, Turned) for event in history)
+        model = ScriptedModel(*script[turns:])
+        rest = [event for event in await run(model, history=history) if not isinstance(event, TextWritten)]
+        steps = [*history, *rest]
+        assert next(event for event in steps if isinstance(event, ends)) == Answered("Done.")
+        made = [event.arguments["n"] for event in steps if isinstance(event, ToolCalled)]
+        assert made == [0, 1, 2, 3], at  # each once, whatever was going on
+
+
+async def test_call_that_was_interrupted_is_not_made_again() -> None:
+    history = [
+        StepStarted(1, ("alpha", "beta")),
+        Turned("", tuple(as_call(n, name) for n, name in enumerate(["alpha", "beta"])), 10),
+        ToolCalled("c0", "alpha", {}),
+    ]
+    made: list[str] = []
+
+    async def noting(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        made.append(name)
+        return ToolOutcome("ok")
+
+    model = ScriptedModel("Done.")
+    events = await run(model, call_tool=noting, history=history)
+    assert made == ["beta"]
+    assert "not known" in model.requests[0]["messages"][3]["content"]
+    assert model.requests[0]["messages"][4]["content"] == "ok"
+    assert events[-1] == Stopped("answered", steps=2, calls=2, tokens=20)
+
+
+def as_call(index: int, name: str) -> dict[str, Any]:
+    return {"index": index, "id": f"c{index}", "type": "function", "function": {"name": name, "arguments": "{}"}}
 
 
 async def test_error_of_a_tool_is_told_to_the_model() -> None:

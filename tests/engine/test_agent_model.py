@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from engine import ChatModel
-from engine.agent import Answered, Budget, Event, Stopped, ToolCalled, ToolOutcome, ToolReturned, run_agent
+from engine.agent import Budget, ToolOutcome, run_agent
+from engine.events import Answered, Event, Stopped, ToolCalled, ToolReturned
 from tests.engine.many_tools import TOOLS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]

@@ -1,0 +1,211 @@
+"""What the model has been told so far, made from the events of a run and from nothing else.
+
+Knows no model and no tool: applying the same events gives the same messages, so a run can be taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from engine.events import Event, StepStarted, ToolCalled, ToolRefused, ToolReturned, Turned
+
+CLOSING: Final = (
+    "Answer the user's question in one or two sentences from the information below. It is complete and up to date."
+)
+REMINDER: Final = "Tell me the result in one or two sentences, or call another function if something is missing."
+SHAPING: Final = "Give that answer as JSON."
+MAX_RESULT_CHARS: Final = 4_000  # of one tool result shown to the model
+MAX_HISTORY_CHARS: Final = 16_000  # of all messages; older results are shortened above it
+ROOM: Final = 0.6  # of that is left by shortening, so that it is seldom done: what follows is evaluated anew
+SHORTENED_CHARS: Final = 300
+MAX_FRUITLESS: Final = 3  # turns in a row without one call that succeeded
+READ_RESULT: Final = "read_result"
+READ_CHARS: Final = 3_500
+
+
+class Conversation:
+    """The messages and counts of one run; changed by `apply` alone."""
+
+    def __init__(self, task: str, instructions: str, tool_names: Sequence[str], has_schema: bool = False) -> None:
+        self.task = task
+        self.steps = self.n_calls = self.n_tokens = self.n_repeated = self.n_fruitless = 0
+        self.done: set[tuple[str, str]] = set()
+        """Calls that were made, as name and canonical arguments."""
+        self.calls: list[dict[str, Any]] = []
+        """Those of the last turn that have no result yet."""
+        self.interrupted: set[str] = set()
+        """Ids of those among them that were begun."""
+        self.answer = ""
+        """What the last turn said in place of calls."""
+        self.must_call = False
+        """Whether the last turn was a call gone wrong, to be tried once more."""
+        self.is_closing = False
+        """Whether calls have stopped leading anywhere: the model is asked to answer from what it has."""
+        self.is_shaping = False
+        """Whether the answer is there and only its JSON form is wanted."""
+        self.is_trimmed = False
+        """Whether there is more of some result than the model was shown."""
+        self._names = tool_names
+        self._has_schema = has_schema
+        self._has_retried = False
+        self._results: list[tuple[str, str]] = []
+        self._told: dict[str, str] = {}
+        self._turn: tuple[dict[str, Any], ...] = ()
+        self._is_repeated = self._is_fruitful = False
+        self._messages: list[dict[str, Any]] = [
+            {"role": "system", "content": instructions},
+            {"role": "user", "content": task},
+        ]
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case StepStarted():
+                self.steps += 1
+            case Turned():
+                self._turned(event)
+            case ToolCalled():
+                self.n_calls += 1
+                self.done.add(key_of(event.name, event.arguments))
+                self.interrupted.add(event.id)
+            case ToolRefused():
+                self.n_calls += event.why != "budget"
+                self._is_repeated |= event.why == "repeated"
+                self._tell(event.id, event.text)
+            case ToolReturned():
+                self._returned(event)
+
+    # -- what happened -------------------------------------------------------------------------
+
+    def _turned(self, turn: Turned) -> None:
+        self.n_tokens += turn.tokens
+        self.must_call = False
+        self.answer = "" if turn.calls else turn.text.strip()
+        if not turn.calls:
+            if self._may_retry(turn.text):
+                self._has_retried = self.must_call = True
+            elif self._has_schema and self.answer and not self.is_shaping:
+                self.is_shaping = True
+            return
+        self._turn = turn.calls
+        self.calls = list(turn.calls)
+        self._is_repeated = self._is_fruitful = False
+        self._messages.append({
+            "role": "assistant",
+            "content": turn.text or None,
+            "tool_calls": [{name: value for name, value in call.items() if name != "index"} for call in turn.calls],
+        })  # fmt: skip
+
+    def _may_retry(self, text: str) -> bool:
+        looks_like_call = not text.strip() or ("{" in text and any(name in text for name in self._names))
+        may = not (self.is_closing or self.is_shaping or self._has_retried)
+        return may and looks_like_call and bool(self._names)
+
+    def _returned(self, event: ToolReturned) -> None:
+        text = event.text
+        if event.name == READ_RESULT:
+            self._is_fruitful = True  # a piece that was asked for is shown as it is
+            self._tell(event.id, text)
+            return
+        if event.is_error:
+            text = text if "error" in text.lower() else f"Error: {text}"
+        else:
+            self._is_fruitful = True
+        self._results.append((event.name, text))
+        self._tell(event.id, self._trimmed(len(self._results), MAX_RESULT_CHARS))
+
+    def _trimmed(self, number: int, limit: int) -> str:
+        text = self._results[number - 1][1]
+        self.is_trimmed |= len(text) > limit
+        return trim(text, limit, f"r{number}")
+
+    def _tell(self, id: str, text: str) -> None:
+        """The answers of a turn go to the model together, in the order of its calls."""
+        self._told[id] = text
+        self.interrupted.discard(id)
+        self.calls = [call for call in self.calls if call["id"] != id]
+        if self.calls:
+            return
+        for call in self._turn:
+            message = {"role": "tool", "tool_call_id": call["id"], "content": self._told[call["id"]]}
+            self._messages.append(message)
+        self._told = {}
+        self._messages.append({"role": "user", "content": REMINDER})
+        self.n_repeated += self._is_repeated
+        self.n_fruitless = 0 if self._is_fruitful else self.n_fruitless + 1
+        self.is_closing |= self._is_repeated or self.n_fruitless >= MAX_FRUITLESS
+
+    # -- what the model sees -------------------------------------------------------------------
+
+    def messages(self) -> list[dict[str, Any]]:
+        """For the next question. They only grow at the end, so nothing is evaluated twice, until they are too long."""
+        if self.is_closing and not self.is_shaping:
+            return self._closing()
+        self._shorten()
+        if self.is_shaping:
+            tail = [{"role": "assistant", "content": self.answer}, {"role": "user", "content": SHAPING}]
+            return [*self._messages, *tail]
+        return list(self._messages)
+
+    def _closing(self) -> list[dict[str, Any]]:
+        """The task and what was found out, without tools and without the calls: small models that make the same call
+        over and over answer this."""
+        found = "\n\n".join(f"{name} returned:\n{trim(text, MAX_RESULT_CHARS)}" for name, text in self._results)
+        return [
+            {"role": "system", "content": CLOSING},
+            {"role": "user", "content": f"{self.task}\n\nInformation:\n{trim(found, MAX_HISTORY_CHARS)}"},
+        ]
+
+    def _shorten(self) -> None:
+        """Cut the oldest results down once the conversation is too long for a small context."""
+        if sum(len(message["content"] or "") for message in self._messages) <= MAX_HISTORY_CHARS:
+            return
+        for message in self._messages:
+            if sum(len(m["content"] or "") for m in self._messages) <= MAX_HISTORY_CHARS * ROOM:
+                return
+            if message["role"] == "tool":
+                message["content"] = trim(message["content"], SHORTENED_CHARS)
+
+    def read(self, arguments: Mapping[str, Any]) -> str | None:
+        """A piece of a result by its handle; None if there is no such result."""
+        handle, start = str(arguments.get("handle", "")), arguments.get("start", 0)
+        number = handle.removeprefix("r")
+        known = number.isascii() and number.isdigit() and 1 <= int(number) <= len(self._results)
+        if not known or not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            return None
+        text = self._results[int(number) - 1][1]
+        piece = text[start : start + READ_CHARS]
+        left = len(text) - start - len(piece)
+        return f"{piece}\n[{left} more characters from {start + len(piece)}]" if left > 0 else piece
+
+
+READ_RESULT_TOOL: Final[Mapping[str, Any]] = {
+    "type": "function",
+    "function": {
+        "name": READ_RESULT,
+        "description": "Read the part of an earlier result that was left out.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "handle": {"type": "string", "description": "The result, such as r1"},
+                "start": {"type": "integer", "minimum": 0, "description": "The first character to show"},
+            },
+            "required": ["handle", "start"],
+        },
+    },
+}
+
+
+def key_of(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """What makes two calls the same."""
+    return name, json.dumps(arguments, sort_keys=True)
+
+
+def trim(text: str, limit: int, handle: str = "") -> str:
+    """`text` within about `limit` characters: its beginning, its end, and how much is missing between; with a `handle`,
+    also how to read that."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 3 // 4, limit // 4
+    more = f"; {READ_RESULT} with handle {handle} and start {head} shows them" if handle else ""
+    return f"{text[:head]}\n[{len(text) - head - tail} characters left out{more}]\n{text[-tail:]}"
