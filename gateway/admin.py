@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from catalog import CatalogError
 from gateway import errors
+from gateway.audit import call_id, signed_in
+from gateway.auth.guard import PRINCIPAL, Guard
 from gateway.gateway import Gateway
 from gateway.pool import Server
 from gateway.reload import summary
@@ -50,14 +52,17 @@ def describe(server: Server, runtime: str, lacks: str = "") -> dict[str, Any]:
 
 
 class AdminApi:
-    """Every route wants the admin token, which only this machine's user can read from the state folder."""
+    """Every route wants the admin token, which only this machine's user can read from the state folder; or, where
+    callers sign in, a credential with the scope `admin`."""
 
-    def __init__(self, gateway: Gateway, token: str) -> None:
+    def __init__(self, gateway: Gateway, token: str, guard: Guard | None = None) -> None:
         self._gateway = gateway
         self._token = token
+        self._guard = guard
 
     def routes(self) -> list[Route]:
         return [
+            Route("/admin/credentials/changed", self._guarded(self._credentials_changed), methods=["POST"]),
             Route("/admin/catalog", self._guarded(self._catalog)),
             Route("/admin/catalog/reload", self._guarded(self._reload), methods=["POST"]),
             Route("/admin/reviews", self._guarded(self._reviews)),
@@ -73,7 +78,9 @@ class AdminApi:
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
             given = request.headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            right = hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+            # A guard has asked for the scope `admin` already: without one there are no other credentials.
+            if not right and (self._guard is None or PRINCIPAL not in request.scope):
                 return JSONResponse(
                     {"error": "the admin token is missing or wrong"}, 401, {"WWW-Authenticate": "Bearer"}
                 )
@@ -87,6 +94,16 @@ class AdminApi:
                 return JSONResponse({"error": str(exc)}, 502)
 
         return guarded
+
+    async def _credentials_changed(self, request: Request) -> Response:
+        """A command made or revoked a credential: write that down, and check all of them anew."""
+        given = request.query_params
+        self._gateway.audit.write(
+            signed_in(call_id(), given.get("principal", "")[:128], given.get("what", "")[:64], "command line")
+        )
+        if self._guard is not None:
+            self._guard.authenticator.forget_all()
+        return JSONResponse({"checked": self._guard is not None})
 
     def _find(self, request: Request) -> Server:
         return self._gateway.pool.servers[self._gateway.catalog.entry(request.path_params["id"]).id]

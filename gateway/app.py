@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catalog import CatalogError
 from gateway.admin import AdminApi
+from gateway.auth.guard import Guard
+from gateway.auth.resources import Names
 from gateway.gateway import Gateway
 from gateway.openai import OpenAiApi
 from gateway.wire.http import McpEndpoint
@@ -27,39 +29,46 @@ class Front:
     """Refuses, on every route and before any body is read, what a page in a browser could have sent here, and bodies
     that are packed; then passes the default MCP endpoint straight on and everything else to the router.
 
-    Host must be a loopback name (DNS rebinding), and Origin, if any, too (MCP 2025-11-25, basic/transports,
-    "Security Warning").
+    Host must be a loopback name or the gateway's own (DNS rebinding), and Origin, if any, too (MCP 2025-11-25,
+    basic/transports, "Security Warning").
     """
 
-    def __init__(self, mcp: ASGIApp, router: ASGIApp) -> None:
+    def __init__(self, mcp: ASGIApp, router: ASGIApp, names: Names | None = None) -> None:
+        """`names` are what the gateway is called where that is not the name of a loopback listener."""
         self._mcp = mcp
         self._router = router
+        bases = names.bases if names is not None else ()
+        self._hosts = frozenset(urlsplit(base).netloc.lower().encode() for base in bases)
+        self._origins = frozenset(base.lower().encode() for base in bases)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refusal := _refusal(scope)) is not None:
+        if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, send)
             return
         # The router costs a tenth of a call's time, and nearly every request is one of these.
         app = self._mcp if scope["type"] == "http" and scope["path"] == "/mcp" else self._router
         await app(scope, receive, send)
 
+    def _refusal(self, scope: Scope) -> Response | None:
+        hosts = 0
+        foreign = packed = False
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts += 1
+                foreign = foreign or not (_names_loopback(b"//" + value) or value.lower() in self._hosts)
+            elif name == b"origin":
+                foreign = foreign or not (_is_local_origin(value) or value in self._origins)
+            elif name == b"content-encoding":
+                packed = True
+        if foreign or hosts != 1:
+            return PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)
+        if packed:
+            return PlainTextResponse("Content-Encoding is not accepted; send the body as it is\n", 415)
+        return None
 
-def _refusal(scope: Scope) -> Response | None:
-    hosts = 0
-    foreign = packed = False
-    for name, value in scope["headers"]:
-        if name == b"host":
-            hosts += 1
-            foreign = foreign or not _names_loopback(b"//" + value)
-        elif name == b"origin":
-            foreign = foreign or not (value.startswith((b"http://", b"https://")) and _names_loopback(value))
-        elif name == b"content-encoding":
-            packed = True
-    if foreign or hosts != 1:
-        return PlainTextResponse("Forbidden: Host or Origin is not this machine\n", 403)
-    if packed:
-        return PlainTextResponse("Content-Encoding is not accepted; send the body as it is\n", 415)
-    return None
+
+def _is_local_origin(value: bytes) -> bool:
+    return value.startswith((b"http://", b"https://")) and _names_loopback(value)
 
 
 @lru_cache(maxsize=256)
@@ -106,9 +115,9 @@ def loopback_principal(scope: Scope) -> Principal:
     return _LOCAL
 
 
-def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str) -> ASGIApp:
-    """The application over an entered gateway. `admin_token` opens the admin API."""
-    admin = AdminApi(gateway, admin_token)
+def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str, guard: Guard | None = None) -> ASGIApp:
+    """The application over an entered gateway. `admin_token` opens the admin API; `guard` asks callers to sign in."""
+    admin = AdminApi(gateway, admin_token, guard)
     openai = OpenAiApi(gateway.models)
     mcp = Mcp(gateway, endpoint)
 
@@ -124,6 +133,9 @@ def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str) -> ASG
             Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
             Route("/healthz", health),
             *admin.routes(),
+            *(guard.routes() if guard is not None else ()),
         ],
     )
-    return Front(mcp, app)
+    if guard is None:
+        return Front(mcp, app)
+    return Front(guard.around(mcp), guard.around(app), guard.names)

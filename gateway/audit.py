@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,18 @@ def egress_denied(call: str, server: str, where: str, detail: str) -> Record:
 def kept_back(call: str, server: str, tool: str, why: str) -> Record:
     """The record of a tool that is not offered until a person has looked at it."""
     return Record(call, now(), "", "", "", "review", tool, server=server, item=tool, outcome="kept_back", detail=why)
+
+
+def call_id() -> str:
+    """A new id for a record."""
+    return secrets.token_hex(8)
+
+
+def signed_in(call: str, principal: str, what: str, peer: str, *, client: str = "", failure: str = "") -> Record:
+    """The record of a sign-in and what belongs to it: `what` was shown or done, from the address `peer`."""
+    outcome: Outcome = "denied" if failure else "ok"
+    detail = f"{peer}: {failure}" if failure else peer
+    return Record(call, now(), principal, client, "", "signin", what, outcome=outcome, detail=detail)
 
 
 class AuditUnwritable(Exception):

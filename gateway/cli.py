@@ -20,6 +20,7 @@ from gateway.commands import (
     client,
     exchange,
     image,
+    key,
     model,
     review,
     serve,
@@ -42,6 +43,7 @@ app.command("stdio")(stdio.stdio)
 app.command("check")(check.check)
 app.add_typer(tools.app, name="tools", help="List and call the tools of a profile.")
 app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
+app.add_typer(key.app, name="key", help="API keys for programs that call the gateway.")
 app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune container images.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")

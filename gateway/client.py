@@ -4,6 +4,7 @@ Knows the endpoint like any client does; nothing here reaches a server except th
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from gateway.chatstream import GatewayRefused, stream_chat
 from gateway.gateway import Gateway
 from gateway.runtimes.remote import HttpChannel
 from gateway.serverlog import ServerLog
-from gateway.serving import Running, find_running, served
+from gateway.serving import Running, find_running, own_tls, served
 from gateway.settings import Settings
 from gateway.upstream import Notice, Reply, Upstream
 from gateway.wire import envelope
@@ -98,7 +99,8 @@ class GatewayClient:
         Raises:
             GatewayRefused: the model's error.
         """
-        async with aclosing(stream_chat(self._origin, "/v1/chat/completions", b"", request)) as chunks:
+        token = f"Authorization: Bearer {self.running.admin_token}\r\n".encode()
+        async with aclosing(stream_chat(self._origin, "/v1/chat/completions", token, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -113,24 +115,25 @@ async def gateway_client(settings: Settings, profile: str | None = None) -> Asyn
     """
     running = find_running(settings)
     if running is not None:
-        async with _session(running, profile) as client:
+        async with _session(running, profile, own_tls(settings)) as client:
             yield client
         return
     async with (
         Gateway(replace(settings, port=0)) as gateway,
         served(gateway) as service,
-        _session(service.running, profile) as client,
+        _session(service.running, profile, own_tls(settings)) as client,
     ):
         yield client
 
 
 @asynccontextmanager
-async def _session(running: Running, profile: str | None) -> AsyncIterator[GatewayClient]:
+async def _session(running: Running, profile: str | None, tls: ssl.SSLContext | None) -> AsyncIterator[GatewayClient]:
     log = ServerLog()
     upstream = Upstream("gateway", log, call_timeout_s=CALL_TIMEOUT_S, on_notification=_ignore)
     path = f"/p/{quote(profile, safe='')}/mcp" if profile else "/mcp"
-    channel = HttpChannel(running.url + path, {}, upstream, log)
-    origin = HttpOrigin(running.url)
+    fixed = {"Authorization": f"Bearer {running.admin_token}"}
+    channel = HttpChannel(running.url + path, fixed, upstream, log, HttpOrigin(running.url, tls=tls))
+    origin = HttpOrigin(running.url, tls=tls)
     client = GatewayClient(running, upstream, channel, origin)
     try:
         if profile:

@@ -20,6 +20,7 @@ from catalog import Catalog, Difference, Entry, Profile, difference
 from gateway import audit, errors
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
+from gateway.auth.configuration import read_configuration
 from gateway.catalogs import open_catalog
 from gateway.database import Database
 from gateway.docker_engine import DockerEngine
@@ -61,6 +62,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.check()
+        self.signin = read_configuration(settings.auth)
         self.catalog: Catalog = open_catalog(settings)
         self.profile: Profile = self.catalog.profile(settings.profile)
         self.catalog_watch = CatalogWatch(self.catalog.path, self._reload)

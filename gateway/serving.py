@@ -10,6 +10,7 @@ import os
 import resource
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from starlette.types import Scope
 from catalog import Profile
 from gateway import errors, patience
 from gateway.app import create_app, loopback_principal
+from gateway.auth.guard import authenticated_principal
+from gateway.auth.opening import names_of, open_guard
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
 from gateway.runs import RUN_FILE, SOCKET
 from gateway.settings import Settings
@@ -95,11 +98,15 @@ async def served(
     settings = gateway.settings
     listener = _listen(settings)
     port = listener.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    running = Running(f"http://{host}:{port}", os.getpid(), secrets.token_hex(32), settings.profile)
+    running = Running(settings.url_at(port), os.getpid(), secrets.token_hex(32), settings.profile)
+    guard = None
+    if gateway.signin is not None:
+        names = names_of(settings, port)
+        guard = open_guard(gateway.signin, names, gateway.database, gateway.audit, running.admin_token)
+        principal_of = authenticated_principal
     endpoint = McpEndpoint(gateway.door, principal_of)
     config = uvicorn.Config(
-        create_app(gateway, endpoint, running.admin_token),
+        create_app(gateway, endpoint, running.admin_token, guard),
         lifespan="off",
         http=patience.PatientProtocol,
         ws="none",
@@ -107,6 +114,8 @@ async def served(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -201,6 +210,17 @@ def _write_private(path: Path, content: bytes) -> None:
     with os.fdopen(fd, "wb") as file:
         file.write(content)
     temporary.replace(path)
+
+
+def own_tls(settings: Settings) -> ssl.SSLContext | None:
+    """For connections of this machine to the gateway itself: its very certificate, whatever name is in it."""
+    if settings.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(settings.tls_cert)
+    return context
 
 
 def find_running(settings: Settings) -> Running | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final, Literal, get_args
+from urllib.parse import urlsplit
 
+from gateway.auth.urls import check_url
 from gateway.engine_address import EngineAddress, find_engine
 from gateway.errors import SettingsError
 from gateway.mounts import check_root
@@ -20,6 +22,8 @@ from gateway.secrets import VARIABLE_PREFIX
 RuntimeChoice = Literal["auto", "docker", "process"]
 PREFIX: Final = "LOCKGATE_"
 DEFAULT_PORT: Final = 8811
+AUTH_WORDS: Final = ("off", "keys")
+"""Everything else that `LOCKGATE_AUTH` says is the path of a file."""
 MIN_CONTEXT_TOKENS: Final = 512
 """Less does not hold one tool and one question."""
 
@@ -58,6 +62,14 @@ class Settings:
     database: str = ""
     """An SQLAlchemy URL: `postgresql://user:password@host/name`; empty is `lockgate.db` in the state folder."""
 
+    auth: str = "off"
+    """How callers sign in: `off` on loopback, `keys`, or a TOML file that says more."""
+    public_url: str = ""
+    """The https:// address that clients use, where it is not the one listened on: that of a proxy in front."""
+    tls_cert: Path | None = None
+    """A certificate with its chain, as PEM; the gateway then serves https itself."""
+    tls_key: Path | None = None
+
     @property
     def engine(self) -> EngineAddress:
         return EngineAddress(self.docker_host, self.docker_cert_path)
@@ -77,26 +89,30 @@ class Settings:
         return self.database or f"sqlite:///{self.state_dir / 'lockgate.db'}"
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """How programs on this machine reach the gateway at a port."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - not to be bound
+        scheme = "http" if self.tls_cert is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def check(self) -> Settings:
         """The same settings, if they may be used.
 
         Raises:
-            SettingsError: listening beyond this machine, which needs sign-in, or values out of range, all at once.
+            SettingsError: listening beyond this machine without sign-in or TLS, or values out of range, all at once.
         """
-        problems = []
-        try:
-            loopback = self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            loopback = False
-        if not loopback:
-            problems.append(
-                f"{PREFIX}HOST={self.host}: callers are not asked to sign in, so the gateway listens on loopback only; "
-                "use 127.0.0.1 or ::1"
-            )
+        problems = list(self._check_front())
         if not 0 <= self.port <= 65535:
             problems.append(f"{PREFIX}PORT={self.port}: a port is between 0 and 65535")
         if self.page_size < 1:
@@ -108,6 +124,28 @@ class Settings:
         if problems:
             raise SettingsError("\n".join(problems))
         return self
+
+    def _check_front(self) -> Iterator[str]:
+        if not self.is_loopback and self.auth == "off":
+            yield (
+                f"{PREFIX}HOST={self.host}: callers are not asked to sign in, so the gateway listens on loopback only; "
+                f"use 127.0.0.1 or ::1, or set {PREFIX}AUTH"
+            )
+        if self.public_url:
+            try:
+                if urlsplit(check_url(self.public_url)).path:
+                    yield f"{PREFIX}PUBLIC_URL={self.public_url}: ends with the host or port, without a path"
+            except ValueError as exc:
+                yield f"{PREFIX}PUBLIC_URL={self.public_url}: {exc}"
+            if self.auth == "off":
+                yield f"{PREFIX}PUBLIC_URL: others can reach it there, so callers must sign in; set {PREFIX}AUTH"
+        if not self.is_loopback and self.tls_cert is None and not self.public_url.startswith("https://"):
+            yield (
+                f"{PREFIX}HOST={self.host}: tokens would cross the network in the clear; set {PREFIX}TLS_CERT and "
+                f"{PREFIX}TLS_KEY, or {PREFIX}PUBLIC_URL to the https:// address of a proxy in front"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            yield f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together"
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -153,7 +191,7 @@ def _parsed(name: str, text: str) -> object:
             return int(text)
         case "mount_roots":
             return tuple(check_root(Path(part).expanduser()) for part in text.split(os.pathsep) if part)
-        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path" | "secrets_dir":
+        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path" | "secrets_dir" | "tls_cert" | "tls_key":
             if not text:
                 raise ValueError("the path is empty")
             return Path(text).expanduser().absolute()
@@ -161,5 +199,7 @@ def _parsed(name: str, text: str) -> object:
             if text not in get_args(RuntimeChoice):
                 raise ValueError(f"{text!r} is not one of {', '.join(get_args(RuntimeChoice))}")
             return text
+        case "auth" if text not in AUTH_WORDS:
+            return str(Path(text).expanduser().absolute())
         case _:
             return text

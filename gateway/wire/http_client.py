@@ -182,7 +182,9 @@ class HttpOrigin:
         max_connections: int = MAX_CONNECTIONS,
         max_idle_s: float = MAX_IDLE_S,
         dial: Dial | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`tls` is how an `https://` server is known, where not by the system's authorities."""
         parts = urlsplit(url)
         self._dial = dial
         self._max_idle_s = max_idle_s
@@ -190,7 +192,7 @@ class HttpOrigin:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._path = parts.path
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self.authority = parts.netloc.rpartition("@")[2] if parts.scheme != "unix" else "localhost"
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()

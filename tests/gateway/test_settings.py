@@ -45,6 +45,10 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "LOCKGATE_MOUNT_ROOTS": f"{tmp_path}/a:{tmp_path}/b",
         "LOCKGATE_SECRETS_DIR": "/s",
         "LOCKGATE_DATABASE": "postgresql://somebody@database/lockgate",
+        "LOCKGATE_AUTH": "/auth.toml",
+        "LOCKGATE_PUBLIC_URL": "https://gateway.example",
+        "LOCKGATE_TLS_CERT": "/cert.pem",
+        "LOCKGATE_TLS_KEY": "/key.pem",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
@@ -66,8 +70,12 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         (tmp_path / "a", tmp_path / "b"),
         Path("/s"),
         "postgresql://somebody@database/lockgate",
+        "/auth.toml",
+        "https://gateway.example",
+        Path("/cert.pem"),
+        Path("/key.pem"),
     )
-    assert settings.url == "http://[::1]:9000"
+    assert settings.url == "https://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)
     assert len(environ) < 25
 
@@ -92,6 +100,23 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_listening_beyond_this_machine_is_refused(host: str) -> None:
     with pytest.raises(SettingsError, match="loopback only"):
         replace(Settings(), host=host).check()
+
+
+@pytest.mark.sec("SEC-004")
+def test_beyond_this_machine_callers_sign_in_and_tokens_are_not_sent_in_the_clear() -> None:
+    pair = {"tls_cert": Path("/c"), "tls_key": Path("/k")}
+    proxy = {"public_url": "https://gateway.example"}
+    for host in ("0.0.0.0", "192.168.0.1", "127.0.0.1"):
+        for auth in ("off", "keys", "/auth.toml"):
+            for changes in ({}, pair, proxy, {"public_url": "http://gateway.example"}, {"tls_cert": Path("/c")}):
+                alone = host == "127.0.0.1" and not changes.get("public_url")
+                safe = alone or (auth != "off" and changes in (pair, proxy))
+                wanted = replace(Settings(), host=host, auth=auth, **changes)
+                if safe and changes != {"tls_cert": Path("/c")}:
+                    wanted.check()
+                else:
+                    with pytest.raises(SettingsError):
+                        wanted.check()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
