@@ -4,6 +4,7 @@ Knows no table: each module that keeps something declares its tables in `metadat
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -76,6 +77,9 @@ class Database:
         from alembic.util.exc import CommandError
 
         try:
+            if self.is_sqlite and (path := self.engine.url.database):
+                # What cannot be opened is better found here: the driver's thread would outlive the attempt.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             async with self.engine.connect() as connection:
                 await connection.run_sync(upgrade)
                 await connection.commit()

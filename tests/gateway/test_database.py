@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-import gateway.gateway  # noqa: F401  # with it comes every module that declares tables
+import gateway.serving  # noqa: F401  # with it comes every module that declares tables
 from gateway.database import Database, metadata
 from gateway.errors import DatabaseError, SettingsError
 
