@@ -114,11 +114,6 @@ def digest(arguments: bytes) -> str:
     return begun.hexdigest()[:16]
 
 
-def call_id() -> str:
-    """A random id for a call."""
-    return next(_ids)
-
-
 def _random_ids() -> Iterator[str]:
     """To ask the kernel for each would cost as much as writing the record."""
     while True:
