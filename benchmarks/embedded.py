@@ -81,7 +81,7 @@ async def _drop(_notice: Notice) -> None:
 
 async def main() -> None:
     async with Gateway(read_settings(os.environ)) as gateway:
-        await gateway.door.learn(gateway.profile.servers, START_TIMEOUT_S)
+        await gateway.door.learn(gateway.profile.names, START_TIMEOUT_S)
         gateway_id = (gateway.settings.state_dir / "gateway-id").read_text().strip()
         sys.stdout.buffer.write(gateway_id.encode() + b"\n")
         sys.stdout.buffer.flush()

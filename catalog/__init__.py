@@ -3,20 +3,23 @@
 Does not know the gateway, policies or models, starts nothing, and opens no file but the catalog it is given.
 """
 
+from catalog.advice import advice
 from catalog.catalog import Catalog
 from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
+from catalog.instance import Instance
 from catalog.loader import find_shipped_catalog, load_catalog, parse_catalog
 from catalog.lock import Lock, Source, read_lock, write_lock
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
-from catalog.profile import Profile
+from catalog.profile import Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 
 __all__ = [
     "CallTool",
+    "Callers",
     "Catalog",
     "CatalogError",
     "CatalogInvalid",
@@ -24,9 +27,11 @@ __all__ = [
     "Change",
     "Changed",
     "ConfigInvalid",
+    "Detail",
     "Difference",
     "Entry",
     "Identity",
+    "Instance",
     "Limits",
     "Lock",
     "Mount",
@@ -42,6 +47,7 @@ __all__ = [
     "Source",
     "Tasks",
     "Volume",
+    "advice",
     "difference",
     "find_shipped_catalog",
     "load_catalog",

@@ -13,13 +13,14 @@ from pydantic_core import ErrorDetails
 from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
-from catalog.located import Mapping, Node, Scalar, Sequence, Unclear, find, plain
-from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
+from catalog.located import Mapping, Node, Scalar, Unclear, find, plain
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume, keys_of
 from catalog.percall import CallTool
-from catalog.profile import Profile
+from catalog.profile import Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 from catalog.spelling import did_you_mean, quoted, skeleton
+from catalog.uses import misfits
 
 FORMAT_VERSION = 1
 _M = TypeVar("_M", bound=BaseModel)
@@ -39,8 +40,10 @@ _PARTS: dict[str, type[BaseModel]] = {
     "parameters": Setting,
     "per_call": CallTool,
     "identities": Identity,
+    "details": Detail,
+    "for": Callers,
 }
-_KEPT_PRIVATE = frozenset(("env", "headers", "command", "args"))
+_KEPT_PRIVATE = frozenset(("env", "headers", "command", "args", "settings", "details"))
 """Fields whose text is never repeated in a message, as somebody may have put a secret there."""
 
 
@@ -89,7 +92,7 @@ class _Assembly:
                 self._entries[name] = entry
         for name, line, node in self._named(root, "profiles"):
             profile = self._model(Profile, "profiles", name, line, node)
-            self._check_references(name, node)
+            self._check_uses(name, node)
             if profile is not None:
                 profiles[name] = profile
         publishers = {
@@ -161,36 +164,10 @@ class _Assembly:
                     self._add(at, where, message)
         return None
 
-    def _check_references(self, name: str, node: Node) -> None:
-        """Report servers and tools of a profile that the catalog does not have."""
-        where = place_name("profiles", name)
-        for line, server in _texts(node, "servers"):
-            if server not in self._ids:
-                self._add(line, where, f"there is no entry {quoted(server)}{did_you_mean(server, self._ids)}")
-        if not isinstance(node, Mapping) or "tools" not in node.members:
-            return
-        selections = node.members["tools"][1]
-        if not isinstance(selections, Mapping):
-            return
-        for server in selections.members:
-            entry = self._entries.get(server)
-            if entry is None or not entry.tools:
-                continue
-            for line, tool in _texts(selections, server):
-                if tool not in entry.tools:
-                    hint = did_you_mean(tool, entry.tools)
-                    self._add(line, where, f"{server} lists no tool {quoted(tool)}{hint}; correct it here or there")
-
-
-def _texts(node: Node, key: str) -> Iterator[tuple[int, str]]:
-    """Yield line and text of the texts in the list below a key, if there is one."""
-    if not isinstance(node, Mapping) or key not in node.members:
-        return
-    value = node.members[key][1]
-    if isinstance(value, Sequence):
-        for item in value.items:
-            if isinstance(item, Scalar) and isinstance(item.value, str):
-                yield item.line, item.value
+    def _check_uses(self, name: str, node: Node) -> None:
+        """Report what a profile says of entries that does not fit them."""
+        for line, message in misfits(node, self._entries, self._ids):
+            self._add(line, place_name("profiles", name), message)
 
 
 def _say(model: type[BaseModel], node: Node, error: ErrorDetails) -> list[str]:
@@ -203,7 +180,7 @@ def _say(model: type[BaseModel], node: Node, error: ErrorDetails) -> list[str]:
         return [f"{field}: {part}" if field else part for part in cause.split("\n")]
     if kind == "extra_forbidden":
         owner = _owner(model, path)
-        return [f"unknown key {quoted(field)}{did_you_mean(str(path[-1]), owner.model_fields)}"]
+        return [f"unknown key {quoted(field)}{did_you_mean(str(path[-1]), keys_of(owner))}"]
     if kind == "missing":
         return [f"the key {field} is missing; add it"]
     _, found = find(node, path)

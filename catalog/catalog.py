@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from catalog.entry import Entry
 from catalog.errors import NotInCatalog, Problem
+from catalog.instance import instance
 from catalog.profile import Profile
 from catalog.publisher import Publisher
 from catalog.search import Index
@@ -50,6 +51,18 @@ class Catalog:
         if name in self.profiles:
             return self.profiles[name]
         raise self._unknown("profile", name, self.profiles)
+
+    @cached_property
+    def runnable(self) -> Mapping[str, Entry]:
+        """All that may run, by id: the entries, and their instances as profiles want them."""
+        found = dict(self.entries)
+        for profile in self.profiles.values():
+            for name, id in profile.runs.items():
+                entry = self.entries.get(profile.entry_id(name))
+                if id not in found and entry is not None:
+                    detail = profile.detail(name)
+                    found[id] = instance(id, entry, detail.settings, detail.secrets)
+        return MappingProxyType(found)
 
     def search(self, text: str) -> list[Entry]:
         """Return the entries that match any word of the text, best first; all of them for an empty text."""

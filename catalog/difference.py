@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from catalog.catalog import Catalog
-from catalog.parts import Part
+from catalog.parts import Part, keys_of
 
 HIDDEN_KEYS = frozenset(("id", "name"))
 _P = TypeVar("_P", bound=Part)
@@ -89,6 +89,6 @@ def _changes(before: Part, after: Part) -> tuple[Change, ...]:
     new = after.model_dump(mode="json", exclude_defaults=True)
     return tuple(
         Change(key, old.get(key), new.get(key))
-        for key in type(after).model_fields
+        for key in keys_of(type(after))
         if key not in HIDDEN_KEYS and old.get(key) != new.get(key)
     )

@@ -140,8 +140,8 @@ class Entry(Part):
     def _secrets_in_order(self) -> Iterator[str]:
         for secret in self.secrets:
             owner, _, name = secret.name.partition(".")
-            if owner != self.id:
-                yield f"asks for {secret.name}, a secret of another server; name it {self.id}.{name}"
+            if owner != self.entry_id:
+                yield f"asks for {secret.name}, a secret of another server; name it {self.entry_id}.{name}"
             if secret.env is not None and secret.env in self.env:
                 yield f"sets {secret.env} both in env and from a secret; remove one of them"
         if twice := duplicates(secret.name for secret in self.secrets):
@@ -154,8 +154,8 @@ class Entry(Part):
             yield "sends a secret in a header, but is not remote; use env"
         if self.oauth is not None and self.oauth.secret is not None:
             owner, _, name = self.oauth.secret.partition(".")
-            if owner != self.id:
-                yield f"asks for {self.oauth.secret}, a secret of another server; name it {self.id}.{name}"
+            if owner != self.entry_id:
+                yield f"asks for {self.oauth.secret}, a secret of another server; name it {self.entry_id}.{name}"
 
     def _volumes_in_order(self) -> Iterator[str]:
         if twice := duplicates(volume.name for volume in self.volumes):
@@ -178,6 +178,20 @@ class Entry(Part):
         for name in dict.fromkeys(asked):
             if name not in names:
                 yield f"names the setting {name}, which is not in config; add it there"
+
+    @property
+    def entry_id(self) -> str:
+        """The id in the catalog: its own, unless this is an instance."""
+        return self.id
+
+    @property
+    def installed_command(self) -> tuple[str, ...]:
+        """The command that an image of the package is made with."""
+        return self.command
+
+    def kept_as(self, secret: str) -> str:
+        """The name under which one of its secrets is kept: the secret's own, unless this is an instance."""
+        return secret
 
     @cached_property
     def digest(self) -> str:

@@ -23,6 +23,8 @@ from catalog.reference import FORMS
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 """The published copy."""
+_ALIASES = {"callers": "for"}
+"""Fields whose key in the file is a word of Python."""
 
 
 def schema_text() -> str:
@@ -119,7 +121,7 @@ def _docstrings() -> dict[str, dict[str, str]]:
                 for before, after in zip(node.body, node.body[1:], strict=False):
                     match before, after:
                         case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(value=ast.Constant(value=str(text))):
-                            fields[field] = _one_line(text)
+                            fields[_ALIASES.get(field, field)] = _one_line(text)
                 found[node.name] = fields
     return found
 

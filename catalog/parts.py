@@ -102,6 +102,11 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def keys_of(part: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of a part as they are written."""
+    return tuple(field.alias or name for name, field in part.model_fields.items())
+
+
 class Package(Part):
     """A server published on PyPI or npm, at one exact version."""
 

@@ -16,6 +16,9 @@ from catalog.spelling import quoted
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 _CATEGORY = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _TOOL = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_./-]+(?: [A-Za-z0-9_./-]+)*")
+_NEW_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CALLER = re.compile(r"[!-~]{1,256}")
+_SECRET_REFERENCE = re.compile(r"(?=.{1,128}$)[A-Za-z0-9][A-Za-z0-9_-]*(?:[./][A-Za-z0-9_-]+)+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 _RUNTIME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,6 +76,9 @@ FORMS = {
         ("id", _ID),
         ("category", _CATEGORY),
         ("tool", _TOOL),
+        ("new-name", _NEW_NAME),
+        ("caller", _CALLER),
+        ("secret-reference", _SECRET_REFERENCE),
         ("variable", _VARIABLE),
         ("volume", _VOLUME),
         ("target", _TARGET),
@@ -280,6 +286,28 @@ def check_secret_name(text: str) -> str:
     check_id(owner)
     if not _SECRET.fullmatch(name):
         raise ValueError(f"{quoted(name)} is no secret name; use lower-case letters, digits, _ and -")
+    return text
+
+
+def check_secret_reference(text: str) -> str:
+    """Check the name under which a secret is kept that fills a place of an entry."""
+    if not _SECRET_REFERENCE.fullmatch(text):
+        # What stands here by mistake may be the secret itself, so it is not repeated.
+        raise ValueError("is not the name of a secret; write words joined by . or /, as in work/github")
+    return text
+
+
+def check_new_name(text: str) -> str:
+    """Check the name that a profile gives to a tool."""
+    if not _NEW_NAME.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no name for a tool; use 1 to 64 letters, digits, _ and -")
+    return text
+
+
+def check_caller(text: str) -> str:
+    """Check the name of a principal or group."""
+    if not _CALLER.fullmatch(text):
+        raise ValueError(f"{quoted(text)} names nobody; use 1 to 256 visible ASCII characters without spaces")
     return text
 
 

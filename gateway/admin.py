@@ -31,6 +31,7 @@ def describe(server: Server, runtime: str, lacks: str = "") -> dict[str, Any]:
     listing, upstream, now = server.listing, server.upstream, asyncio.get_running_loop().time()
     return {
         "id": server.entry.id,
+        "entry": server.entry.entry_id,
         "title": server.entry.title,
         "state": server.state,
         # What is not running says what would run it: that may be something else than the last time.
@@ -65,6 +66,7 @@ class AdminApi:
             Route("/admin/credentials/changed", self._guarded(self._credentials_changed), methods=["POST"]),
             Route("/admin/catalog", self._guarded(self._catalog)),
             Route("/admin/catalog/reload", self._guarded(self._reload), methods=["POST"]),
+            Route("/admin/profiles/{name}/use", self._guarded(self._use), methods=["POST"]),
             Route("/admin/reviews", self._guarded(self._reviews)),
             Route("/admin/reviews/{server}/{decision}", self._guarded(self._review), methods=["POST"]),
             Route("/admin/servers", self._guarded(self._servers)),
@@ -92,6 +94,8 @@ class AdminApi:
                 return JSONResponse({"error": str(exc)}, 404)
             except errors.UpstreamError as exc:
                 return JSONResponse({"error": str(exc)}, 502)
+            except errors.GatewayError as exc:
+                return JSONResponse({"error": str(exc)}, 500)
 
         return guarded
 
@@ -106,7 +110,14 @@ class AdminApi:
         return JSONResponse({"checked": self._guard is not None})
 
     def _find(self, request: Request) -> Server:
-        return self._gateway.pool.servers[self._gateway.catalog.entry(request.path_params["id"]).id]
+        """A server by its id; one that a profile gives another name also by that, where it is the only one."""
+        id, servers = request.path_params["id"], self._gateway.pool.servers
+        named = [other for other in servers if other.partition(".")[0] == id]
+        if id not in servers and len(named) == 1:
+            return servers[named[0]]
+        if id not in servers:
+            self._gateway.catalog.entry(id)
+        return servers[id]
 
     def _describe(self, server: Server) -> dict[str, Any]:
         return describe(server, *self._gateway.would_run(server.entry))
@@ -119,6 +130,7 @@ class AdminApi:
                 "path": str(catalog.path),
                 "entries": len(catalog.entries),
                 "profiles": list(catalog.profiles),
+                "default": self._gateway.profile.name,
                 "error": self._gateway.catalog_watch.reason,
             }
         )
@@ -129,6 +141,11 @@ class AdminApi:
         if outcome.difference is None:
             return JSONResponse({"error": outcome.reason}, 422)
         return JSONResponse({"summary": summary(outcome.difference), **asdict(outcome.difference)})
+
+    async def _use(self, request: Request) -> Response:
+        """Serve another profile at /mcp."""
+        profile = self._gateway.use(request.path_params["name"])
+        return JSONResponse({"profile": profile.name, "title": profile.title})
 
     async def _reviews(self, request: Request) -> Response:
         """Every tool that waits for a person, with what changed."""
@@ -149,9 +166,9 @@ class AdminApi:
 
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""
-        name = request.query_params.get("profile") or self._gateway.settings.profile
+        name = request.query_params.get("profile") or self._gateway.profile.name
         servers = self._gateway.pool.servers
-        ids = list(servers) if name == "*" else self._gateway.catalog.profile(name).servers
+        ids = list(servers) if name == "*" else list(self._gateway.catalog.profile(name).names)
         state, reason = await self._gateway.engine.now()
         return JSONResponse(
             {

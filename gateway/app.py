@@ -21,7 +21,7 @@ from gateway.auth.guard import Guard
 from gateway.auth.resources import Names
 from gateway.gateway import Gateway
 from gateway.openai import OpenAiApi
-from gateway.wire.http import McpEndpoint
+from gateway.wire.http import NO_SUCH_PROFILE, McpEndpoint
 from policies import Principal
 
 
@@ -102,9 +102,9 @@ class Mcp:
         try:
             profile = self._gateway.catalog.profile(name) if name else self._gateway.profile
         except CatalogError:
-            await PlainTextResponse("No such profile\n", 404)(scope, receive, send)
+            await NO_SUCH_PROFILE(scope, receive, send)
             return
-        await self._endpoint.serve(profile, scope, receive, send)
+        await self._endpoint.serve(profile, scope, receive, send, follows_default=not name)
 
 
 _LOCAL: Final = Principal("local")

@@ -35,6 +35,9 @@ class Record(msgspec.Struct, gc=False):
     method: str
     name: str
     server: str = ""
+    """The id of the catalog's entry."""
+    instance: str = ""
+    """Which of its instances, if the profile has one of its own."""
     item: str = ""
     arguments: str = ""
     policies: tuple[str, ...] = ()
@@ -43,9 +46,11 @@ class Record(msgspec.Struct, gc=False):
     ms: float = 0.0
 
 
-def egress_denied(call: str, server: str, where: str, detail: str) -> Record:
+def egress_denied(call: str, server: str, where: str, detail: str, instance: str = "") -> Record:
     """The record of a connection that a server's egress filter refused: no caller, and `where` in place of a name."""
-    return Record(call, now(), "", "", "", "egress", where, server=server, outcome="denied", detail=detail)
+    return Record(
+        call, now(), "", "", "", "egress", where, server=server, instance=instance, outcome="denied", detail=detail
+    )
 
 
 def kept_back(call: str, server: str, tool: str, why: str) -> Record:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from msgspec import Raw
@@ -52,6 +52,7 @@ class Door:
     def __init__(self, policy: PolicyEngine, audit_file: Audit, *, page_size: int = PAGE_SIZE) -> None:
         self.policy = policy
         self._profiles: Mapping[str, Profile] = {}
+        self._default: Profile | None = None
         self._audit = audit_file
         self._page_size = page_size
         self._pool: Pool | None = None
@@ -73,15 +74,18 @@ class Door:
             raise RuntimeError("the door is used before the pool exists")
         return self._pool
 
-    def follow(self, policy: PolicyEngine, profiles: Mapping[str, Profile]) -> None:
+    def follow(self, policy: PolicyEngine, profiles: Mapping[str, Profile], default: Profile) -> None:
         """From the next call on these are the rules and the profiles; calls under way end as they began. Callers
         whose profile is another now are told to list anew; one whose profile is gone is allowed nothing any more."""
-        self.policy, self._profiles = policy, profiles
+        self.policy, self._profiles, self._default = policy, profiles, default
         self._surfaces.clear()
         self.hearing.profiles_changed()
 
-    def current(self, profile: Profile) -> Profile:
-        """The profile as it is now; the same one if there is none of its name any more."""
+    def current(self, profile: Profile, *, follows_default: bool = False) -> Profile:
+        """The profile as it is now, the default one for whom that serves; the same one if there is none of its name any
+        more."""
+        if follows_default and self._default is not None:
+            return self._default
         return self._profiles.get(profile.name, profile)
 
     # -- the one function --------------------------------------------------------------------
@@ -136,7 +140,7 @@ class Door:
             return await self._admit_foreign(caller, method, params, notify, record)
         members = envelope.fields(params)
         view, target = await self._find(caller, route, members, record)
-        record.server, record.item = target.server, target.item
+        _note_server(record, caller, target.server, target.item)
         arguments = bytes(members.get("arguments", envelope.ABSENT))
         record.arguments = audit.digest(arguments)
         decision = self._decide(caller, route.action, target, arguments)
@@ -192,16 +196,32 @@ class Door:
         principal, profile = caller.principal, caller.profile.name
         if self.policy.reads_arguments:
             given = envelope.value(arguments) if arguments else {}
-            return self.policy.decide(Request(principal, action, profile, target.server, target.item, given))
+            return self.decide(caller, action, target.server, target.item, given)
         key = (self.policy.generation, principal, action, profile, target.server, target.item)
         decision = self._decisions.get(key)
         if decision is None:
-            decision = self.policy.decide(Request(principal, action, profile, target.server, target.item))
+            decision = self.decide(caller, action, target.server, target.item)
             if len(self._decisions) >= MAX_DECISIONS:
                 self._decisions.clear()
             if len(target.item) <= MAX_ITEM_CHARS:
                 self._decisions[key] = decision
         return decision
+
+    def decide(
+        self, caller: Caller, action: Action, id: str, item: str, arguments: Mapping[str, Any] | None = None
+    ) -> Decision:
+        """The word of the profile and of policy, which knows servers by the ids of their entries, on one item."""
+        profile = caller.profile
+        server = profile.names.get(id, id)
+        if not self.admits(caller):
+            return Decision(False, (), f"profile {profile.name} is not for this caller")
+        if action in ("call", "list") and not profile.selects(server, item):
+            return Decision(False, (), f"profile {profile.name} does not select this tool of {server}")
+        if action == "extension" and server in profile.tools:
+            # Such a method could do anything, so it is for whoever has all tools of the server.
+            return Decision(False, (), f"profile {profile.name} selects tools of {server}")
+        entry = profile.entry_id(server)
+        return self.policy.decide(Request(caller.principal, action, profile.name, entry, item, arguments or {}))
 
     @staticmethod
     def _finished(
@@ -255,11 +275,12 @@ class Door:
     def _meant(self, caller: Caller, method: str, params: bytes, record: Record) -> str | None:
         """The server a foreign method is meant for, if that is clear and allowed."""
         record.name = method[:256]
-        server = extensions.owner(method, caller.profile.servers, self.listings(caller))
+        server = extensions.owner(method, list(caller.profile.names), self.listings(caller))
         if server is None:
             return None
-        record.server, record.item, record.arguments = server, method, audit.digest(params)
-        decision = self.policy.decide(Request(caller.principal, "extension", caller.profile.name, server, method))
+        _note_server(record, caller, server, method)
+        record.arguments = audit.digest(params)
+        decision = self.decide(caller, "extension", server, method)
         record.policies = decision.policy_ids
         if decision.allowed:
             caller.servers.add(server)
@@ -300,8 +321,8 @@ class Door:
         record.name = id[:256]
         task = self._tasks.find(caller, id)
         server, item = task.target.server, task.target.item
-        record.server, record.item = server, item
-        decision = self.policy.decide(Request(caller.principal, "list", caller.profile.name, server, item))
+        _note_server(record, caller, server, item)
+        decision = self.decide(caller, "list", server, item)
         record.policies = decision.policy_ids
         if not decision.allowed:
             raise errors.UnknownName(tasks.NOT_FOUND)
@@ -346,7 +367,7 @@ class Door:
             AuditUnwritable: then the client must not get the task.
         """
         record = _record(caller, "tools/call")
-        record.server, record.item = task.target.server, task.target.item
+        _note_server(record, caller, task.target.server, task.target.item)
         record.outcome, record.detail = "task", task.id
         self._audit.write(record)
 
@@ -488,10 +509,11 @@ class Door:
 
     async def _learn_owner(self, caller: Caller, view: Surface, name: str) -> bool:
         """Ask the server that a name belongs to what it offers, if it was never asked; False if there is no such."""
-        owner = caller.profile.servers[0] if view.single else names.owner(name)
-        if owner not in caller.profile.servers or self.pool.listing(owner) is not None:
+        runs = caller.profile.runs
+        id = runs.get(view.single or names.owner(name))
+        if id is None or self.pool.listing(id) is not None:
             return False
-        await self.learn([owner])
+        await self.learn([id])
         return True
 
     # -- listings ----------------------------------------------------------------------------
@@ -504,7 +526,8 @@ class Door:
         """
         raw_cursor = envelope.fields(params).get("cursor")
         cursor = envelope.text(raw_cursor, "cursor") if raw_cursor is not None else None
-        await self.learn(caller.profile.servers)
+        if self.admits(caller):
+            await self.learn(caller.profile.names)
         return self.surface(caller).page(LISTS[method], cursor, self._page_size)
 
     async def learn(self, servers: Iterable[str], timeout_s: float = LEARN_TIMEOUT_S) -> None:
@@ -547,7 +570,7 @@ class Door:
 
             def visible(kind: Kind, server: str, item: str) -> bool:
                 action: Action = "list" if kind is TOOLS else "prompt" if kind is PROMPTS else "read"
-                return self.policy.decide(Request(caller.principal, action, profile.name, server, item)).allowed
+                return self.decide(caller, action, server, item).allowed
 
             found = surface.build(profile, listings, visible)
             self._surfaces[key] = profile, found
@@ -560,15 +583,23 @@ class Door:
         return extensions.offered(self.listings(caller))
 
     def listings(self, caller: Caller) -> dict[str, Listing]:
-        return {id: known for id in caller.profile.servers if (known := self.pool.listing(id)) is not None}
+        if not self.admits(caller):
+            return {}
+        return {id: known for id in caller.profile.names if (known := self.pool.listing(id)) is not None}
+
+    @staticmethod
+    def admits(caller: Caller) -> bool:
+        """Whether the caller's profile is for them; it may have been when they came, and not be any more."""
+        return caller.profile.admits(caller.principal.id, caller.principal.groups)
 
     def instructions(self, caller: Caller) -> str:
         """The known instructions of the profile's servers, each under its name, each bounded."""
-        parts = []
-        for id in caller.profile.servers:
-            listing: Listing | None = self.pool.listing(id)
-            if listing is not None and listing.instructions:
-                parts.append(f"[{id}]\n{listing.instructions[:MAX_INSTRUCTIONS_CHARS]}")
+        names = caller.profile.names
+        parts = [
+            f"[{names[id]}]\n{listing.instructions[:MAX_INSTRUCTIONS_CHARS]}"
+            for id, listing in self.listings(caller).items()
+            if listing.instructions
+        ]
         return "\n\n".join(parts)
 
 
@@ -582,6 +613,13 @@ def _record(caller: Caller, method: str) -> Record:
         method=method,
         name="",
     )
+
+
+def _note_server(record: Record, caller: Caller, id: str, item: str) -> None:
+    """Entries are what people ask the record about; which of their instances it was stands beside."""
+    profile = caller.profile
+    record.server, record.item = profile.entry_id(profile.names.get(id, id)), item
+    record.instance = id if record.server != id else ""
 
 
 def _ticket(caller: Caller, method: str, target: Target, arguments: str) -> Ticket:

@@ -22,6 +22,7 @@ from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
 from gateway.catalogs import open_catalog
+from gateway.choice import write_choice
 from gateway.database import Database
 from gateway.docker_engine import DockerEngine
 from gateway.door import Door
@@ -81,16 +82,32 @@ class Gateway:
             SecretsError: two secrets in it would be one.
         """
         catalog = await to_thread.run_sync(open_catalog, self.settings)
-        profile = catalog.profile(self.settings.profile)
+        profile = catalog.profile(self.profile.name)
         Secrets.check(_secret_names(catalog))
         self.images.trust(catalog.publishers)
         found = difference(self.catalog, catalog)
         if found:
             # One step for whoever runs in this event loop: nobody sees half of it.
             self.catalog, self.profile = catalog, profile
-            self.pool.replace(map(with_defaults, catalog.entries.values()))
-            self.door.follow(_policy(catalog), catalog.profiles)
+            self.pool.replace(map(with_defaults, catalog.runnable.values()))
+            self.door.follow(_policy(catalog), catalog.profiles, profile)
         return found
+
+    def use(self, name: str) -> Profile:
+        """Serve this profile at /mcp from now on, and after the next start. Clients there are told to list anew.
+
+        Raises:
+            NotInCatalog: there is no such profile.
+            GatewayError: the choice cannot be kept.
+        """
+        profile = self.catalog.profile(name)
+        try:
+            write_choice(self.settings.state_dir, name)
+        except OSError as exc:
+            raise errors.GatewayError(f"the choice of {name} cannot be kept: {exc.strerror}") from exc
+        self.profile = profile
+        self.door.follow(self.door.policy, self.catalog.profiles, profile)
+        return profile
 
     async def __aenter__(self) -> Self:
         """
@@ -116,14 +133,14 @@ class Gateway:
             self._loop = asyncio.get_running_loop()
             self._use = use = UseRecord(state / "use.json")
             self.pool = Pool(
-                map(with_defaults, self.catalog.entries.values()),
+                map(with_defaults, self.catalog.runnable.values()),
                 self.runtime_for,
                 ListingStore(state / "listings"),
                 tasks,
                 self.door.hearing,
                 Bounds(servers=self.settings.max_servers),
                 use.note,
-                self.reviews.admit,
+                lambda entry, listing: self.reviews.admit(entry.entry_id, listing, entry.id),
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)
@@ -194,7 +211,9 @@ class Gateway:
         """Record what the egress filter refused; it is refused whether or not that can be recorded."""
         where = f"{attempt.host}:{attempt.port}"
         detail = f"{attempt.via}: {attempt.reason}"
-        record = audit.egress_denied(secrets.token_hex(8), server, where, detail)
+        entry = self.catalog.runnable.get(server)
+        id = entry.entry_id if entry is not None else server
+        record = audit.egress_denied(secrets.token_hex(8), id, where, detail, server if server != id else "")
         try:
             self.audit.write(record)
         except audit.AuditUnwritable as exc:
@@ -202,7 +221,7 @@ class Gateway:
 
     def prewarm(self) -> None:
         """Start, in the background, the servers of the profile that are likely to be called soon."""
-        for id in self._use.wanted(self.pool.servers[id].entry for id in self.profile.servers):
+        for id in self._use.wanted(self.pool.servers[id].entry for id in self.profile.names):
             try:
                 self.pool.start_soon(id)
             except errors.UpstreamError as exc:
@@ -246,19 +265,23 @@ class Gateway:
 
 
 def _secret_names(catalog: Catalog) -> list[str]:
-    return [secret.name for entry in catalog.entries.values() for secret in entry.secrets]
+    """The names under which secrets are kept, each once."""
+    kept = (entry.kept_as(secret.name) for entry in catalog.runnable.values() for secret in entry.secrets)
+    return list(dict.fromkeys(kept))
 
 
 def _policy(catalog: Catalog) -> AllowList:
-    return AllowList(
-        {
-            name: {
-                server: frozenset(profile.tools[server]) if server in profile.tools else None
-                for server in profile.servers
-            }
-            for name, profile in catalog.profiles.items()
-        }
-    )
+    return AllowList({name: _rules(profile) for name, profile in catalog.profiles.items()})
+
+
+def _rules(profile: Profile) -> dict[str, frozenset[str] | None]:
+    """What the profile takes of each entry, whatever it names it; under which name, the profile itself knows."""
+    rules: dict[str, frozenset[str] | None] = {}
+    for server in profile.servers:
+        entry, tools = profile.entry_id(server), profile.tools.get(server)
+        before = rules.get(entry, frozenset())
+        rules[entry] = None if tools is None or before is None else before | frozenset(tools)
+    return rules
 
 
 def lock_state(state_dir: Path) -> int:

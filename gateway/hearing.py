@@ -14,7 +14,6 @@ from gateway.surface import Target
 from gateway.upstream import LOG, Upstream
 from gateway.wire import envelope, methods
 from gateway.wire.envelope import WireError
-from policies import Request
 
 if TYPE_CHECKING:
     from gateway.door import Door
@@ -32,13 +31,14 @@ class Hearing:
 
     def enter(self, caller: Caller) -> None:
         """From now on the caller hears of changes. Forgotten when the caller is garbage."""
-        caller.profile = self._door.current(caller.profile)
+        caller.profile = self._door.current(caller.profile, follows_default=caller.follows_default)
         self._callers.add(caller)
 
     def profiles_changed(self) -> None:
-        """Callers whose profile is another now are told to list anew."""
+        """Callers whose profile is another now are told to list anew. Whom it does not admit finds nothing in it."""
         for caller in list(self._callers):
-            before, caller.profile = caller.profile, self._door.current(caller.profile)
+            before = caller.profile
+            caller.profile = self._door.current(before, follows_default=caller.follows_default)
             if caller.profile != before:
                 for name in ("prompts", "resources", "tools"):
                     caller.deliver(f"notifications/{name}/list_changed", b"")
@@ -83,8 +83,7 @@ class Hearing:
 
     def _readable(self, caller: Caller, uri: str) -> Target:
         target = self._door.surface(caller).resource(uri)
-        asked = Request(caller.principal, "read", caller.profile.name, target.server, target.item)
-        if not self._door.policy.decide(asked).allowed:
+        if not self._door.decide(caller, "read", target.server, target.item).allowed:
             raise errors.UnknownName(f"Resource not found: {uri[:256]}")
         return target
 
@@ -101,7 +100,7 @@ class Hearing:
 
     def listing_changed(self, server: str, lists: Collection[str]) -> None:
         for caller in list(self._callers):
-            if server in caller.profile.servers:
+            if server in caller.profile.names:
                 for name in sorted(lists):
                     caller.deliver(f"notifications/{name}/list_changed", b"")
 
@@ -125,8 +124,9 @@ class Hearing:
             return
         members.pop("_meta", None)
         for caller in list(self._subscribers.get((server, uri), ())):
-            plain = self._door.surface(caller).single is not None
-            members["uri"] = envelope.raw(uri if plain else names.wrap_uri(server, uri))
+            view = self._door.surface(caller)
+            named = names.wrap_uri(view.names.get(server, server), uri)
+            members["uri"] = envelope.raw(uri if view.single is not None else named)
             caller.deliver(UPDATED, envelope.encode(members))
 
     def _log_message(self, server: str, params: bytes) -> None:
@@ -137,13 +137,13 @@ class Hearing:
     def _foreign_notification(self, server: str, method: str, params: bytes) -> None:
         """To those who could send one like it to this very server."""
         for caller in self._hearers(server):
-            if extensions.owner(method, caller.profile.servers, self._door.listings(caller)) == server:
+            if extensions.owner(method, list(caller.profile.names), self._door.listings(caller)) == server:
                 caller.deliver(method, params)
 
     def _hearers(self, server: str) -> Collection[Caller]:
         """Those who called the server, unless callers of several principals did: what a server says unasked cannot be
         tied to the call that caused it, and must not show one principal what another does."""
-        hearers = [caller for caller in self._callers if server in caller.servers]
+        hearers = [caller for caller in self._callers if server in caller.servers and self._door.admits(caller)]
         return hearers if len({caller.principal for caller in hearers}) == 1 else []
 
     def set_log_level(self, caller: Caller, level: str) -> None:

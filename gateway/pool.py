@@ -124,9 +124,11 @@ class Pool:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
 
-    async def review_again(self, id: str) -> None:
-        """Offer of a server's tools what may be offered now that somebody approved or rejected one."""
-        await self._listings.review_again(self._find(id))
+    async def review_again(self, entry: str) -> None:
+        """Offer of an entry's tools what may be offered now that somebody approved or rejected one."""
+        for server in list(self._servers.values()):
+            if server.entry.entry_id == entry:
+                await self._listings.review_again(server)
 
     def _find(self, id: str) -> Server:
         try:

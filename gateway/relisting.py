@@ -13,7 +13,7 @@ import msgspec
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from catalog import CatalogError
+from catalog import CatalogError, Entry
 from gateway import errors
 from gateway.connections import SPARE, Key, Server
 from gateway.listings import Listing, ListingStore, learn
@@ -31,11 +31,11 @@ class Hears(Protocol):
         """The server offers something else than before, or says so; `lists` names tools, prompts or resources."""
 
 
-Admit: TypeAlias = Callable[[str, Listing], Listing]
+Admit: TypeAlias = Callable[[Entry, Listing], Listing]
 """What of a server's listing may be offered; blocks on files."""
 
 
-def everything(server: str, listing: Listing) -> Listing:
+def everything(entry: Entry, listing: Listing) -> Listing:
     """Nothing is reviewed."""
     return listing
 
@@ -100,7 +100,7 @@ class Relisting:
 
     def _admitted(self, server: Server, heard: Listing) -> Listing:
         try:
-            return self._admit(server.entry.id, heard)
+            return self._admit(server.entry, heard)
         except (CatalogError, OSError) as exc:
             # What cannot be compared with what was approved is not offered.
             _log.error("server %s: its tools cannot be reviewed, so none is offered: %s", server.entry.id, exc)

@@ -77,11 +77,14 @@ class Reviews:
         self._one_at_a_time = threading.Lock()
         self._names: dict[str, frozenset[str]] = {}
         """The tools of each server seen so far, whose mention by another is noticed."""
+        self._held: dict[str, dict[str, dict[str, Waiting]]] = {}
+        """What waits, by server and instance: one that offers a tool as approved settles nothing for the others."""
         self._lock: tuple[object, Lock] = (None, Lock())
         """The lock file as last read, and by what it is known not to have changed."""
 
-    def admit(self, server: str, listing: Listing) -> Listing:
-        """The listing without the tools that wait for a person; what is new and clean is pinned on the way.
+    def admit(self, server: str, listing: Listing, instance: str = "") -> Listing:
+        """The listing without the tools that wait for a person; what is new and clean is pinned on the way. Pins are an
+        entry's, so its instances are held to the same ones.
 
         Raises:
             CatalogError: the lock file is damaged; nothing is guessed.
@@ -99,7 +102,9 @@ class Reviews:
                 if found is not None:
                     waiting[item.key] = found
             news = [(tool, found.why) for tool, found in waiting.items() if book.waiting.get(tool) != found]
-            book.waiting = waiting
+            held = self._held.setdefault(server, {})
+            held[instance] = waiting
+            book.waiting = {tool: found for one in held.values() for tool, found in one.items()}
             if before != (pinned, msgspec.json.encode(book)):
                 self._write(server, lock, pinned, book)
         for tool, why in news:
@@ -162,6 +167,8 @@ class Reviews:
         with self._holding():
             lock, book = self._locked(), self._read(server)
             waiting = book.waiting.pop(tool, None)
+            for held in self._held.get(server, {}).values():
+                held.pop(tool, None)
             if waiting is None:
                 raise errors.UnknownName(f"no tool {tool} of {server} waits for review; see: lockgate catalog review")
             if seen and digest(waiting.definition) != seen:

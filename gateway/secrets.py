@@ -64,8 +64,8 @@ class SecretStore(Protocol):
 
 
 def variable(name: str) -> str:
-    """The variable for a secret: `brave.api_key` is LOCKGATE_SECRET_BRAVE__API_KEY."""
-    return VARIABLE_PREFIX + name.replace(".", "__").replace("-", "_").upper()
+    """The variable for a secret: `brave.api_key` is LOCKGATE_SECRET_BRAVE__API_KEY, and so would be `brave/api_key`."""
+    return VARIABLE_PREFIX + name.replace(".", "__").replace("/", "__").replace("-", "_").upper()
 
 
 class EnvironmentSecrets:
@@ -105,10 +105,10 @@ class FolderSecrets:
             os.close(folder)
 
     def _read(self, folder: int, name: str) -> SecretValue | None:
-        path = self._folder / name
+        path = self._folder / _file_name(name)
         try:
             # Not to wait for a writer, if it is a pipe.
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            fd = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -122,7 +122,12 @@ class FolderSecrets:
         return SecretValue(name, _usable(name, value.removesuffix(b"\n").removesuffix(b"\r")))
 
     def how_to_set(self, name: str) -> str:
-        return f"write it to {self._folder / name} (mode 600, the folder 700)"
+        return f"write it to {self._folder / _file_name(name)} (mode 600, the folder 700)"
+
+
+def _file_name(name: str) -> str:
+    """Two secrets with the same file would have the same variable too, which is refused."""
+    return name.replace("/", ".")
 
 
 def _private(path: Path, found: os.stat_result, mode: int) -> None:
@@ -183,11 +188,12 @@ class Secrets:
         found: dict[str, SecretValue] = {}
         missing = []
         for secret in entry.secrets:
-            value = self._find(secret.name, owner)
+            name = entry.kept_as(secret.name)
+            value = self._find(name, owner)
             if value is not None:
                 found[secret.name] = value
             elif secret.required:
-                missing.append(secret.name)
+                missing.append(name)
         if missing:
             raise SecretsError("; ".join(self._how_to_set(name) for name in missing))
         return found

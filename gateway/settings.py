@@ -14,6 +14,7 @@ from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from gateway.auth.urls import check_url
+from gateway.choice import read_choice
 from gateway.engine_address import EngineAddress, find_engine
 from gateway.errors import SettingsError
 from gateway.mounts import check_root
@@ -39,7 +40,7 @@ class Settings:
     catalog: Path | None = None
     """A catalog file in place of the shipped one."""
     profile: str = "starter"
-    """The profile served at /mcp."""
+    """The profile served at /mcp; if not set, the one that was chosen with `lockgate profile use`."""
     runtime: RuntimeChoice = "auto"
     """`auto` takes containers where an engine answers, else local processes."""
     docker_host: str = "unix:///var/run/docker.sock"
@@ -180,6 +181,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             problems.append(f"{variable}: {exc}")
     if problems:
         raise SettingsError("\n".join(problems))
+    if "profile" not in changes and (chosen := read_choice(Path(str(changes.get("state_dir", settings.state_dir))))):
+        changes["profile"] = chosen
     return replace(settings, **changes)  # type: ignore[arg-type]  # each value was parsed for its field
 
 

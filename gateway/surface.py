@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from catalog import Profile
+from catalog import Detail, Profile
 from gateway import errors, names
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Item, Kind, Listing
 from gateway.wire import envelope
@@ -20,7 +20,7 @@ from gateway.wire.envelope import Fields, WireError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The item behind a public name: its server, and the name or URI that server knows it by."""
+    """The item behind a public name: the id of what runs, and the name or URI that server knows the item by."""
 
     server: str
     item: str
@@ -42,8 +42,10 @@ class Surface:
     prompts: Mapping[str, Target]
     resources: Mapping[str, Target]
     templates: Mapping[str, Target]
-    readable: frozenset[str]
-    """Servers that have resources, as they say themselves."""
+    readable: Mapping[str, str]
+    """Servers that have resources, as they say themselves: their names here, and the ids of what runs."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The id of what runs, to its name here; most have their own."""
     pages: Mapping[str, Page] = field(default_factory=dict)
     single: str | None = None
     """The only server, in a profile with plain names."""
@@ -63,7 +65,7 @@ class Surface:
             unwrapped = names.unwrap_uri(uri)
         if unwrapped is None or unwrapped[0] not in self.readable:
             raise errors.UnknownName(f"Resource not found: {uri[:256]}")
-        return Target(*unwrapped)
+        return Target(self.readable[unwrapped[0]], unwrapped[1])
 
     def page(self, kind: Kind, cursor: str | None, size: int) -> bytes:
         """One page of a list as the result of its method.
@@ -100,29 +102,33 @@ def build(
     listings: Mapping[str, Listing],
     visible: Callable[[Kind, str, str], bool],
 ) -> Surface:
-    """The surface of a profile. `visible(kind, server, item)` is policy's word on each item."""
+    """The surface of a profile. `visible(kind, server, item)` is policy's word on each item, by the id of what
+    runs."""
     single = profile.servers[0] if profile.plain_names and len(profile.servers) == 1 else None
     tools: dict[str, Target] = {}
     prompts: dict[str, Target] = {}
     resources: dict[str, Target] = {}
     templates: dict[str, Target] = {}
     out: dict[str, dict[str, bytes]] = {kind.method: {} for kind in (TOOLS, PROMPTS, RESOURCES, TEMPLATES)}
-    for server in profile.servers:
-        listing = listings.get(server)
+    for server, id in profile.runs.items():
+        listing = listings.get(id)
         if listing is None:
             continue
-        for kind, item in _items(listing):
-            if not visible(kind, server, item.key):
-                continue
-            public = _public(kind, single, server, item.key)
+        detail = profile.detail(server)
+        shown = [(kind, item) for kind, item in _items(listing) if visible(kind, id, item.key)]
+        renamed = _renamed(detail, (item.key for kind, item in shown if kind is TOOLS))
+        for kind, item in shown:
+            public = _public(kind, single, server, renamed.get(item.key, item.key) if kind is TOOLS else item.key)
             members = envelope.fields(item.raw)
             members[kind.key] = envelope.raw(public)
             if kind is TOOLS:
                 _strip_tasks(members)
+                if item.key in detail.descriptions:
+                    members["description"] = envelope.raw(detail.descriptions[item.key])
                 if single is None and "_meta" in members:
                     _wrap_view(members, server)
             out[kind.method][public] = envelope.encode(members)
-            target = Target(server, item.key)
+            target = Target(id, item.key)
             if kind is TOOLS:
                 tools[public] = target
             elif kind is PROMPTS:
@@ -135,8 +141,19 @@ def build(
     for method, finished in out.items():
         keys = tuple(sorted(finished))
         pages[method] = Page(keys, tuple(finished[key] for key in keys))
-    readable = frozenset(id for id, known in listings.items() if "resources" in known.capabilities)
-    return Surface(tools, prompts, resources, templates, readable, pages, single)
+    readable = {
+        server: id for server, id in profile.runs.items() if id in listings and "resources" in listings[id].capabilities
+    }
+    return Surface(tools, prompts, resources, templates, readable, profile.names, pages, single)
+
+
+def _renamed(detail: Detail, shown: Iterable[str]) -> Mapping[str, str]:
+    """The tools that are shown under other names. One whose new name is that of another tool keeps its own: no tool is
+    hidden by another."""
+    if not detail.rename:
+        return {}
+    own = {key for key in shown if key not in detail.rename}
+    return {key: name for key, name in detail.rename.items() if name not in own}
 
 
 def _items(listing: Listing) -> Iterator[tuple[Kind, Item]]:
@@ -185,13 +202,14 @@ def _wrap_view(tool: Fields, server: str) -> None:
 # -- results -------------------------------------------------------------------------------------
 
 
-def rewrite_uris(surface: Surface, server: str, method: str, result: bytes) -> bytes:
-    """A result with the resource URIs in it as clients must use them; everything else stays byte for byte.
+def rewrite_uris(surface: Surface, id: str, method: str, result: bytes) -> bytes:
+    """A server's result with the resource URIs in it as clients must use them; everything else stays byte for byte.
 
     Touches `contents[].uri` of resources/read and the `resource` and `resource_link` blocks of tools and prompts.
     """
     if surface.single is not None or (method != "resources/read" and b'"resource' not in result):
         return result
+    server = surface.names.get(id, id)
     try:
         members = envelope.fields(result)
         if method == "resources/read":
@@ -205,14 +223,14 @@ def rewrite_uris(surface: Surface, server: str, method: str, result: bytes) -> b
     return envelope.encode(members)
 
 
-def rewrite_error(surface: Surface, server: str, method: str, error: bytes) -> bytes:
+def rewrite_error(surface: Surface, id: str, method: str, error: bytes) -> bytes:
     """A server's error with the URI in it as the client spelled it (`data.uri` of resources/read)."""
     if surface.single is not None or method != "resources/read" or b'"uri"' not in error:
         return error
     try:
         members = envelope.fields(error)
         data = envelope.fields(members.get("data", envelope.ABSENT))
-        _wrap_member(data, "uri", server)
+        _wrap_member(data, "uri", surface.names.get(id, id))
         members["data"] = envelope.raw(data)
     except WireError:
         return error

@@ -15,7 +15,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from catalog import Catalog, CatalogError, Changed, Difference, Entry, Profile, difference, load_catalog
+from catalog import (
+    Catalog,
+    CatalogError,
+    Changed,
+    Difference,
+    Entry,
+    Problem,
+    Profile,
+    advice,
+    difference,
+    load_catalog,
+)
 from catalog.jsonschema import schema_text
 from catalog.writing import write_catalog
 from gateway.abilities import lacking
@@ -53,6 +64,8 @@ def lint(
         _lint_json(path)
         return
     catalog = load_catalog(path)
+    for warning in advice(catalog):
+        err.print(f"warning: {warning}")
     typer.echo(f"{path}: {len(catalog.entries)} entries and {len(catalog.profiles)} profiles, no problems")
 
 
@@ -60,10 +73,14 @@ def _lint_json(path: Path) -> None:
     try:
         catalog = load_catalog(path)
     except CatalogError as exc:
-        found = [{**asdict(problem), "file": str(problem.file)} for problem in exc.problems]
-        print_json({"ok": False, "problems": found})
+        print_json({"ok": False, "problems": _rows(exc.problems)})
         raise typer.Exit(2) from exc
-    print_json({"ok": True, "problems": [], "entries": len(catalog.entries), "profiles": len(catalog.profiles)})
+    counts = {"entries": len(catalog.entries), "profiles": len(catalog.profiles)}
+    print_json({"ok": True, "problems": [], "warnings": _rows(advice(catalog)), **counts})
+
+
+def _rows(problems: list[Problem]) -> list[dict[str, Any]]:
+    return [{**asdict(problem), "file": str(problem.file)} for problem in problems]
 
 
 @app.command("search")

@@ -72,12 +72,12 @@ async def _work(profile: str | None, start: bool) -> list[dict[str, Any]]:
             wanted.model if wanted.model in stored else f"not fetched: lockgate model pull {wanted.model}",
         )
         if start:
-            for id in gateway.catalog.profile(profile or wanted.profile).servers:
+            for id in gateway.catalog.profile(profile or wanted.profile).names:
                 try:
                     upstream = await gateway.pool.connection(id)
                     listing = await gateway.pool.learn(id)
                     finding = f"{len(listing.tools)} tools, MCP {upstream.facts.revision if upstream.facts else '?'}"
-                    note(f"server {id}", True, f"{finding}, {gateway.runtime_name(gateway.catalog.entry(id))}")
+                    note(f"server {id}", True, f"{finding}, {gateway.runtime_name(gateway.pool.servers[id].entry)}")
                 except errors.UpstreamError as exc:
                     note(f"server {id}", False, str(exc))
     return rows

@@ -102,7 +102,7 @@ def _chosen(catalog: Catalog, ids: list[str], profile: str | None) -> list[Entry
     if ids:
         return [catalog.entry(id) for id in ids]
     if profile is not None:
-        return [catalog.entry(id) for id in catalog.profile(profile).servers]
+        return [catalog.entry(id) for id in catalog.profile(profile).entries]
     return list(catalog.entries.values())
 
 

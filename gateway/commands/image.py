@@ -28,7 +28,7 @@ def _each(ids: list[str] | None, do: Callable[[ImageStore, Entry], Awaitable[Row
 
     async def work(store: ImageStore, catalog: Catalog) -> list[Row]:
         rows = []
-        for entry in [catalog.entry(id) for id in ids or catalog.profile(settings().profile).servers]:
+        for entry in [catalog.entry(id) for id in ids or catalog.profile(settings().profile).entries]:
             try:
                 rows.append({"entry": entry.id, **await do(store, entry)})
             except ImageError as exc:
@@ -124,7 +124,7 @@ def list_images(
     """List the image of each entry that the engine holds."""
 
     async def work(store: ImageStore, catalog: Catalog) -> list[Row]:
-        ids = list(catalog.entries) if all_entries else catalog.profile(settings().profile).servers
+        ids = list(catalog.entries) if all_entries else catalog.profile(settings().profile).entries
         rows = []
         for entry in (catalog.entry(id) for id in ids):
             image = await store.held(entry)

@@ -54,7 +54,7 @@ async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None
     model_line = "off"
     if with_model:
         model_line = await _fetch_model(gateway)
-    unknown = [id for id in gateway.profile.servers if gateway.pool.listing(id) is None]
+    unknown = [id for id in gateway.profile.names if gateway.pool.listing(id) is None]
     if unknown:
         err.print(f"Asking {', '.join(unknown)} for their tools; images or packages are made the first time …")
         await gateway.door.learn(unknown, timeout_s=1800)
@@ -79,7 +79,7 @@ def _print_screen(gateway: Gateway, running: Running, model_line: str) -> None:
     engine = "Docker Engine" if gateway.no_engine is None else f"no containers ({gateway.no_engine})"
     out.print(f"\nEndpoint  {url}   profile {gateway.profile.name}   {engine}   model {model_line}")
     out.print("Servers", style="bold")
-    for id in gateway.profile.servers:
+    for id in gateway.profile.names:
         server = gateway.pool.servers[id]
         runtime = server.runtime or gateway.runtime_name(server.entry)
         count = f"{len(server.listing.tools)} tools" if server.listing else server.error or "not started"

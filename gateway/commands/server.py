@@ -35,8 +35,12 @@ def list_servers(
     wanted, containers = settings(), {"state": "", "reason": ""}
     if find_running(wanted) is None:
         catalog = open_catalog(wanted)
-        ids = list(catalog.entries) if all_entries else catalog.profile(profile or wanted.profile).servers
-        servers = [{"id": id, "title": catalog.entry(id).title, "state": "no gateway", "runtime": ""} for id in ids]
+        ids = catalog.runnable if all_entries else catalog.profile(profile or wanted.profile).names
+        known = catalog.runnable
+        servers = [
+            {"id": id, "entry": known[id].entry_id, "title": known[id].title, "state": "no gateway", "runtime": ""}
+            for id in ids
+        ]
     else:
         query = "*" if all_entries else quote(profile or "", safe="")
         found = ask_gateway(lambda client: client.admin("GET", f"/servers?profile={query}"))

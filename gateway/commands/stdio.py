@@ -59,7 +59,7 @@ async def _serve(wanted: Settings, profile: str | None) -> None:
         modern = ModernEra(gateway.door)
         async with joinable(gateway, modern) as others:
             async with stdio_ends() as ends:
-                await serve_lines(LineStreams(ends), gateway.door, modern, chosen)
+                await serve_lines(LineStreams(ends), gateway.door, modern, chosen, follows_default=not profile)
             # Who joined meanwhile is not to lose its servers because this one's client left.
             while others:
                 await asyncio.wait(others)

@@ -273,7 +273,7 @@ def server_recipe(entry: Entry, package: Package) -> Recipe:
     requirements = (f"{package.name}{at}{package.version}", *package.pins)
     apt = tuple(sorted(package.apt))
     volumes = tuple(sorted(volume.target for volume in entry.volumes))
-    command = list(entry.command)
+    command = list(entry.installed_command)
     recipe_hash = _hash([BUILDER_VERSION, base_tag(language), script, requirements, apt, volumes, command])
     config = {
         "User": f"{UID}:{UID}",
@@ -284,9 +284,9 @@ def server_recipe(entry: Entry, package: Package) -> Recipe:
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         "Cmd": command,
-        "Labels": {"lockgate.image": "local", "lockgate.entry": entry.id, "lockgate.recipe": recipe_hash},
+        "Labels": {"lockgate.image": "local", "lockgate.entry": entry.entry_id, "lockgate.recipe": recipe_hash},
     }
-    tag = f"lockgate.local/{entry.id.lower()}:{recipe_hash}"
+    tag = f"lockgate.local/{entry.entry_id.lower()}:{recipe_hash}"
     return Recipe(tag, language, script, config, requirements, apt, volumes)
 
 

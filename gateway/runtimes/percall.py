@@ -34,7 +34,7 @@ _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
 def tool_entry(entry: Entry, tool: CallTool) -> Entry:
     """The container of one tool as an entry: what a caller gives are its settings."""
     return Entry(
-        id=entry.id,
+        id=entry.entry_id,
         title=entry.title,
         description=tool.description,
         image=tool.image,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import Raw
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from catalog import Profile
@@ -46,6 +47,10 @@ _SSE: Final = (
 )
 
 
+NO_SUCH_PROFILE: Final = PlainTextResponse("No such profile\n", 404)
+"""What everybody is told for whom there is none, whatever the reason."""
+
+
 class ClientGone(Exception):
     """The client hung up before its request was complete."""
 
@@ -65,8 +70,14 @@ class McpEndpoint:
         self.modern.close()
         self.sessions.close()
 
-    async def serve(self, profile: Profile, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(
+        self, profile: Profile, scope: Scope, receive: Receive, send: Send, *, follows_default: bool = False
+    ) -> None:
+        """Answer one request. A profile that is not for this principal is as one that does not exist."""
         principal = self._principal_of(scope)
+        if not profile.admits(principal.id, principal.groups):
+            await NO_SUCH_PROFILE(scope, receive, send)
+            return
         try:
             place = self.places.enter(principal)
         except Full as exc:
@@ -75,9 +86,10 @@ class McpEndpoint:
         try:
             headers = dict(scope["headers"])
             if _is_modern(headers):
-                await self._serve_modern(profile, principal, place, scope, receive, send)
+                await self._serve_modern(profile, principal, place, scope, receive, send, follows_default)
             else:
-                await self._serve_legacy(profile, principal, place, scope["method"], headers, receive, send)
+                method = scope["method"]
+                await self._serve_legacy(profile, principal, place, method, headers, receive, send, follows_default)
         except Full as exc:
             await _refuse_full(send, exc)
         except ClientGone:
@@ -94,10 +106,11 @@ class McpEndpoint:
         headers: Mapping[bytes, bytes],
         receive: Receive,
         send: Send,
+        follows_default: bool,
     ) -> None:
         match method:
             case "POST":
-                await self._post(profile, principal, place, headers, receive, send)
+                await self._post(profile, principal, place, headers, receive, send, follows_default)
             case "GET":
                 await self._get(profile, principal, headers, receive, send)
             case "DELETE":
@@ -115,6 +128,7 @@ class McpEndpoint:
         headers: Mapping[bytes, bytes],
         receive: Receive,
         send: Send,
+        follows_default: bool,
     ) -> None:
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             await _refuse(send, 415, envelope.INVALID_REQUEST, "Content-Type must be application/json")
@@ -132,9 +146,11 @@ class McpEndpoint:
                 return
             await self._in_session(session, body, headers, send)
         else:
-            await self._open(profile, principal, body, send)
+            await self._open(profile, principal, body, send, follows_default)
 
-    async def _open(self, profile: Profile, principal: Principal, body: bytes, send: Send) -> None:
+    async def _open(
+        self, profile: Profile, principal: Principal, body: bytes, send: Send, follows_default: bool
+    ) -> None:
         try:
             incoming = envelope.decode_from_client(body)
         except WireError as exc:
@@ -145,6 +161,7 @@ class McpEndpoint:
             await _answer(send, 400, envelope.error(bytes(incoming.id) or b"null", envelope.INVALID_REQUEST, text))
             return
         session = self.sessions.new(principal, profile)
+        session.era.follows_default = follows_default
         answer = await session.era.request(incoming, _drop)
         if session.era.revision:
             self.sessions.add(session)
@@ -195,7 +212,14 @@ class McpEndpoint:
     # -- modern POST -------------------------------------------------------------------------
 
     async def _serve_modern(
-        self, profile: Profile, principal: Principal, place: Place, scope: Scope, receive: Receive, send: Send
+        self,
+        profile: Profile,
+        principal: Principal,
+        place: Place,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        follows_default: bool,
     ) -> None:
         if scope["method"] != "POST":
             await _answer(send, 405, b"", ((b"allow", b"POST"),))
@@ -227,7 +251,9 @@ class McpEndpoint:
         stream = _ResponseStream(send, b"text/event-stream" in given.get(b"accept", [b"text/event-stream"])[0])
         watch = _DisconnectWatch(receive, self._watches)
         try:
-            answer = await self.modern.request(incoming, principal, profile, given, stream.send)
+            answer = await self.modern.request(
+                incoming, principal, profile, given, stream.send, follows_default=follows_default
+            )
         except asyncio.CancelledError:
             if not watch.client_gone:
                 raise

@@ -93,13 +93,22 @@ class ModernEra:
             listener.end()
 
     async def request(
-        self, incoming: Envelope, principal: Principal, profile: Profile, given: HeaderValues | None, send: Send
+        self,
+        incoming: Envelope,
+        principal: Principal,
+        profile: Profile,
+        given: HeaderValues | None,
+        send: Send,
+        *,
+        follows_default: bool = False,
     ) -> Answer:
-        """Answer one request; what precedes the answer goes to `send`. `given` are HTTP headers, None elsewhere."""
+        """Answer one request; what precedes the answer goes to `send`. `given` are HTTP headers, None elsewhere. A
+        caller that `follows_default` listens to whichever profile is the default one."""
         id = bytes(incoming.id)
         try:
             members = envelope.fields(incoming.params)
             caller = self._caller(incoming.method, members, principal, profile, given)
+            caller.follows_default = follows_default
             return Answer(envelope.result(id, await self._result(id, incoming, members, caller, given, send)))
         except Rejected as exc:
             return Answer(envelope.error(id, exc.code, str(exc), exc.data), exc.code, exc.status)
@@ -286,6 +295,7 @@ class _Listener(ModernCaller):
     def __init__(self, caller: ModernCaller, id: bytes, methods: frozenset[str]) -> None:
         super().__init__(caller.principal, caller.profile, caller.client)
         self.capabilities, self.takes_tasks = caller.capabilities, caller.takes_tasks
+        self.follows_default = caller.follows_default
         self._id = id
         self._methods = methods
         self._events: deque[bytes] = deque()

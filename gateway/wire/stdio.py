@@ -112,13 +112,16 @@ async def stdio_ends() -> AsyncIterator[Ends]:
                 await written.closed.wait()
 
 
-async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profile: Profile) -> None:
+async def serve_lines(
+    streams: LineStreams, door: Door, modern: ModernEra, profile: Profile, *, follows_default: bool = False
+) -> None:
     """Serve one client until its input ends; open requests are then withdrawn.
 
     The first request decides the era of the connection: one with the modern `_meta` keys, or anything else.
     """
     principal = Principal("local", "stdio")
     session = LegacySession(door, principal, profile, streams.write)
+    session.follows_default = follows_default
     tasks: dict[bytes, asyncio.Task[None]] = {}
     era: Era | None = None
 
@@ -128,7 +131,8 @@ async def serve_lines(streams: LineStreams, door: Door, modern: ModernEra, profi
             streams.write(reply)
 
     async def answer_modern(incoming: Envelope) -> None:
-        answer = await modern.request(incoming, principal, door.current(profile), None, streams.send)
+        now = door.current(profile, follows_default=follows_default)
+        answer = await modern.request(incoming, principal, now, None, streams.send, follows_default=follows_default)
         streams.write(answer.message)
 
     def start(key: bytes, work: Coroutine[None, None, None]) -> None:
@@ -188,11 +192,13 @@ async def serve_socket(
     """One connection to the gateway's own socket: its first line names a profile, the rest is stdio."""
     try:
         try:
-            profile = profile_named((await reader.readline()).decode("utf-8", "replace").strip())
+            name = (await reader.readline()).decode("utf-8", "replace").strip()
+            profile = profile_named(name)
         except (CatalogError, ValueError) as exc:  # no such profile, or a first line without end
             writer.write(envelope.error(b"null", envelope.INVALID_PARAMS, str(exc)) + b"\n")
             return
-        await serve_lines(LineStreams(Ends(reader, writer.transport, writer.drain)), door, modern, profile)
+        streams = LineStreams(Ends(reader, writer.transport, writer.drain))
+        await serve_lines(streams, door, modern, profile, follows_default=not name)
     finally:
         writer.close()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from catalog import NotInCatalog, Profile
-from tests.catalog.files import BOX, document, load, only_problem
+from catalog import NotInCatalog, Profile, advice, find_shipped_catalog, load_catalog
+from tests.catalog.files import BOX, document, load, only_problem, problems
 
 SERVERS = {"box": BOX + "tools: [open, shut]\n", "crate": BOX}
 
@@ -55,6 +55,141 @@ def test_profile_that_could_not_work_is_refused(tmp_path: Path, body: str, words
     assert problem.file == tmp_path / "catalog.yaml"
 
 
+SETTINGS = """\
+config:
+  - {name: level, type: integer}
+  - {name: mode, enum: [fast, slow]}
+secrets:
+  - {name: box.token, env: TOKEN}
+tools: [open, shut]
+"""
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ("{work: {server: bx}}", 'no entry "bx" (did you mean "box"?)'),
+        ("{work: {}}", 'no entry "work"'),
+        ("{work: {server: box}, other: {server: box}}", "details of other, which is not among its servers"),
+        ("{work: {server: box, settings: {levl: 1}}}", 'box has no setting "levl" (did you mean "level"?)'),
+        ("{work: {server: box, settings: {level: one}}}", "the setting level must be a whole number"),
+        ("{work: {server: box, settings: {mode: quick}}}", "must be one of fast, slow"),
+        ("{work: {server: box, settings: [level]}}", "must be a mapping"),
+        (
+            "{work: {server: box, secrets: {box.tokn: a/b}}}",
+            'asks for no secret "box.tokn" (did you mean "box.token"?)',
+        ),
+        ("{work: {server: box, secrets: {box.token: ghp0123456789}}}", "is not the name of a secret"),
+        ("{work: {server: box, rename: {opn: x}}}", 'box lists no tool "opn" (did you mean "open"?)'),
+        ("{work: {server: box, rename: {open: a b}}}", "is no name for a tool"),
+        ("{work: {server: box, rename: {open: x, shut: x}}}", "two tools are renamed to x"),
+        ("{work: {server: box, descriptions: {opn: x}}}", 'did you mean "open"'),
+        ("{work: {server: box, setting: {}}}", 'unknown key "details.work.setting" (did you mean "settings"?)'),
+    ],
+)
+def test_detail_that_does_not_fit_its_entry_is_refused(tmp_path: Path, details: str, words: str) -> None:
+    profile = f"profiles:\n  one:\n    title: One\n    servers: [work]\n    details: {details}\n"
+    problem = only_problem(tmp_path, document({"box": BOX + SETTINGS, "crate": BOX}, profile))
+    assert words in problem.message
+    assert "ghp" not in problem.message
+    assert problem.entry == "profile one"
+    assert problem.line in (18, 20, 21)
+
+
+def test_every_detail_that_does_not_fit_is_told_with_its_line(tmp_path: Path) -> None:
+    profile = """\
+profiles:
+  one:
+    title: One
+    servers: [work]
+    details:
+      work:
+        server: box
+        settings:
+          levl: 1
+          mode: quick
+        secrets:
+          box.tokn: a/b
+    for: {principals: [al ice], group: [x]}
+"""
+    found = problems(tmp_path, document({"box": BOX + SETTINGS}, profile))
+    assert [problem.line for problem in found] == [21, 22, 24, 25, 25]
+    assert 'did you mean "groups"' in found[-1].message + found[-2].message
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [("{}", "is for nobody"), ("{principals: [a, a]}", "listed twice"), ("[a]", "must be a mapping")],
+)
+def test_whom_a_profile_is_for_must_be_somebody(tmp_path: Path, bound: str, words: str) -> None:
+    problem = only_problem(tmp_path, with_profile(f"{{title: Work, servers: [box], for: {bound}}}"))
+    assert words in problem.message
+
+
+def test_profile_is_for_those_it_names_and_for_everybody_if_it_names_none(tmp_path: Path) -> None:
+    bound = load(tmp_path, with_profile("{title: W, servers: [box], for: {principals: [ada], groups: [ops]}}"))
+    profile = bound.profile("work")
+    assert [profile.admits(*who) for who in (("ada", ()), ("bob", ()), ("bob", ("ops",)), ("ops", ()))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert load(tmp_path, with_profile("{title: W, servers: [box]}")).profile("work").admits("anybody", ())
+
+
+def test_entry_does_not_take_the_name_of_another_one(tmp_path: Path) -> None:
+    problem = only_problem(tmp_path, with_profile("{title: W, servers: [crate], details: {crate: {server: box}}}"))
+    assert "another entry's id" in problem.message
+
+
+def test_names_that_look_alike_are_refused_in_one_profile(tmp_path: Path) -> None:
+    body = "{title: W, servers: [box-l, box-1], details: {box-l: {server: box}, box-1: {server: box}}}"
+    assert "looks like" in only_problem(tmp_path, with_profile(body)).message
+
+
+def test_instance_is_the_same_wherever_it_is_wanted_and_another_one_for_every_difference(tmp_path: Path) -> None:
+    details = [
+        "{work: {server: box, settings: {level: 1}}}",
+        "{work: {settings: {level: 1}, server: box}}",
+        "{work: {server: box, settings: {level: 2}}}",
+        "{work: {server: box, settings: {level: 1}, secrets: {box.token: a/b}}}",
+        "{work: {server: box}}",
+        "{work: {server: box, settings: {level: 1}, rename: {open: lift}}}",
+    ]
+    profiles = "".join(
+        f"  p{number}: {{title: P, servers: [work], details: {detail}}}\n" for number, detail in enumerate(details)
+    )
+    catalog = load(tmp_path, document({"box": BOX + SETTINGS}, f"profiles:\n{profiles}"))
+    ids = [profile.runs["work"] for profile in catalog.profiles.values()]
+    assert ids[0] == ids[1] == ids[5]
+    assert len(set(ids)) == 4
+    assert set(catalog.runnable) == {"box", *ids}
+    assert all(id.startswith("work.") for id in ids)
+    one = catalog.runnable[ids[0]]
+    assert (one.entry_id, one.id) == ("box", ids[0])
+    assert one.configured({}).digest != catalog.entry("box").digest
+
+
+def test_entry_under_its_own_name_without_settings_is_no_instance(tmp_path: Path) -> None:
+    profile = load(tmp_path, with_profile("{title: W, servers: [box], details: {box: {rename: {open: lift}}}}"))
+    assert profile.profile("work").runs == {"box": "box"}
+
+
+def test_instance_asks_for_the_secret_it_is_given_and_keeps_the_image_of_its_entry(tmp_path: Path) -> None:
+    package = "title: B\ndescription: B.\npackage: {ecosystem: pypi, name: b, version: '1'}\ncommand: [b]\n"
+    body = package + "config: [{name: level, arg: --level=}]\nsecrets: [{name: box.token, env: TOKEN}]\n"
+    detail = "{work: {server: box, settings: {level: high}, secrets: {box.token: a/b}}}"
+    catalog = load(
+        tmp_path, document({"box": body}, f"profiles:\n  p: {{title: P, servers: [work], details: {detail}}}\n")
+    )
+    one = catalog.runnable[catalog.profile("p").runs["work"]].configured({})
+    assert one.command == ("b", "--level=high")
+    assert one.installed_command == ("b",)
+    assert one.kept_as("box.token") == "a/b"
+    assert catalog.entry("box").kept_as("box.token") == "box.token"
+
+
 def test_tools_of_a_server_that_lists_none_may_be_selected_by_any_name(tmp_path: Path) -> None:
     body = "{title: Work, servers: [crate], tools: {crate: [anything]}, plain_names: true}"
     assert load(tmp_path, with_profile(body)).profile("work").tools["crate"] == ("anything",)
@@ -91,3 +226,14 @@ def test_unknown_entry_or_profile_comes_with_a_suggestion(tmp_path: Path) -> Non
         catalog.entry("\x1b[31m" * 1000)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
+
+
+def test_renames_that_look_like_mistakes_are_warned_of(tmp_path: Path) -> None:
+    details = "{box: {rename: {open: shut}}, work: {server: box, rename: {open: lift, shut: open}}}"
+    body = f"{{title: W, servers: [box, work], details: {details}, tools: {{work: [open]}}}}"
+    warnings = [problem.message for problem in advice(load(tmp_path, with_profile(body)))]
+    assert warnings == [
+        "renames open of box to shut, the name of another of its tools; it keeps its own name",
+        "renames shut of work, which it does not select",
+    ]
+    assert advice(load_catalog(find_shipped_catalog())) == []
