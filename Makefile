@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench-relay bench-containers bench-search catalog-check lock clean
+.PHONY: help run test lint conformance bench-relay bench-containers bench-search bench-policy catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench-containers: ## Measure how servers in containers start, answer and are lis
 bench-search: ## Measure how well and how fast the catalogue is searched
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.search $(ARGS)
+
+bench-policy: ## Measure how long decisions and filtered listings take
+	@.ci/bootstrap --dev
+	@.venv/bin/python -m benchmarks.policy $(ARGS)
 
 catalog-check: ## Build, start and list every server of the catalogue that has a package (takes an hour)
 	@.ci/bootstrap --dev

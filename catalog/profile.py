@@ -85,6 +85,8 @@ class Profile(Part):
     """Server to allowed tool names. A server that is absent here has all its tools, an empty list none."""
     callers: Annotated[Callers | None, Field(alias="for")] = None
     """Whom it is for; to others it does not exist. Left out, it is for everybody."""
+    policy: Id = "open"
+    """The set of policies that says who may do what with it; see docs/policy.md."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -4,6 +4,9 @@ Knows no transport, and not what a caller may do."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from typing import Final
+
 from msgspec import Raw
 
 from catalog import Profile
@@ -13,6 +16,9 @@ from gateway.wire import envelope
 from gateway.wire.envelope import Fields, WireError
 from gateway.wire.meta import LOG_LEVELS
 from policies import Principal
+
+SOURCE: Final = ContextVar("source", default="")
+"""The address the request under way comes from; empty if it came by no network."""
 
 
 class Caller:

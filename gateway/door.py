@@ -17,9 +17,9 @@ from catalog import Profile
 from gateway import audit, bridge, errors, extensions, names, relayed, surface, tasks
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
-from gateway.caller import Caller
+from gateway.caller import SOURCE, Caller
 from gateway.hearing import Hearing
-from gateway.listings import PROMPTS, TOOLS, Kind, Listing
+from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
 from gateway.relayed import Follower, RelayedTask
@@ -31,7 +31,7 @@ from gateway.tasks import Task, Tasks
 from gateway.upstream import Call, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
-from policies import Action, Decision, PolicyEngine, Request
+from policies import Action, Circumstances, Decision, Facts, PolicyEngine, Request
 
 _log: Final = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ MAX_DECISIONS: Final = 4096
 MAX_ITEM_CHARS: Final = 1024
 """A decision on an item with a longer name is not remembered: callers choose the URIs they ask for."""
 MAX_INSTRUCTIONS_CHARS: Final = 2000
+_SEEN: Final[Mapping[Kind, Action]] = {TOOLS: "list", PROMPTS: "prompt", RESOURCES: "read", TEMPLATES: "read"}
+"""What a caller must be allowed to do to see an item of each list."""
 Notify = Callable[[Notice], Awaitable[None]]
 
 
@@ -76,10 +78,12 @@ class Door:
 
     def follow(self, policy: PolicyEngine, profiles: Mapping[str, Profile], default: Profile) -> None:
         """From the next call on these are the rules and the profiles; calls under way end as they began. Callers
-        whose profile is another now are told to list anew; one whose profile is gone is allowed nothing any more."""
+        for whom that changes something are told to list anew; one whose profile is gone is allowed nothing any more."""
+        other = policy.generation != self.policy.generation
         self.policy, self._profiles, self._default = policy, profiles, default
         self._surfaces.clear()
-        self.hearing.profiles_changed()
+        self._decisions.clear()
+        self.hearing.profiles_changed(policy=other)
 
     def current(self, profile: Profile, *, follows_default: bool = False) -> Profile:
         """The profile as it is now, the default one for whom that serves; the same one if there is none of its name any
@@ -192,25 +196,30 @@ class Door:
         return self._finished(view, target, method, outcome, record, ticket)
 
     def _decide(self, caller: Caller, action: Action, target: Target, arguments: bytes) -> Decision:
-        """What policy says, remembered where no rule looks at arguments."""
-        principal, profile = caller.principal, caller.profile.name
-        if self.policy.reads_arguments:
-            given = envelope.value(arguments) if arguments else {}
-            return self.decide(caller, action, target.server, target.item, given)
-        key = (self.policy.generation, principal, action, profile, target.server, target.item)
+        """What policy says, remembered where no rule looks at arguments or circumstances."""
+        profile, server, item = caller.profile.name, target.server, target.item
+        key = (self.policy.generation, self.pool.generation, caller.principal, action, profile, server, item)
         decision = self._decisions.get(key)
         if decision is None:
-            decision = self.decide(caller, action, target.server, target.item)
+            reads = self.policy.reads_context(self._request(caller, action, server, item))
+            given = envelope.value(arguments) if reads and arguments else {}
+            decision = self.decide(caller, action, server, item, given)
             if len(self._decisions) >= MAX_DECISIONS:
                 self._decisions.clear()
-            if len(target.item) <= MAX_ITEM_CHARS:
+            if not reads and len(item) <= MAX_ITEM_CHARS:
                 self._decisions[key] = decision
         return decision
 
     def decide(
         self, caller: Caller, action: Action, id: str, item: str, arguments: Mapping[str, Any] | None = None
     ) -> Decision:
-        """The word of the profile and of policy, which knows servers by the ids of their entries, on one item."""
+        """The word of the profile and of policy on one item."""
+        return self._refusal(caller, action, id, item) or self.policy.decide(
+            self._request(caller, action, id, item, arguments)
+        )
+
+    def _refusal(self, caller: Caller, action: Action, id: str, item: str) -> Decision | None:
+        """The word of the profile, if that is no."""
         profile = caller.profile
         server = profile.names.get(id, id)
         if not self.admits(caller):
@@ -220,8 +229,19 @@ class Door:
         if action == "extension" and server in profile.tools:
             # Such a method could do anything, so it is for whoever has all tools of the server.
             return Decision(False, (), f"profile {profile.name} selects tools of {server}")
-        entry = profile.entry_id(server)
-        return self.policy.decide(Request(caller.principal, action, profile.name, entry, item, arguments or {}))
+        return None
+
+    def _request(
+        self, caller: Caller, action: Action, id: str, item: str, arguments: Mapping[str, Any] | None = None
+    ) -> Request:
+        """What policy is asked; it knows servers by the ids of their entries."""
+        profile, known = caller.profile, self.pool.servers.get(id)
+        categories = known.entry.categories if known is not None else ()
+        listing = known.listing if known is not None else None
+        facts = listing.facts(item, categories) if listing and action in ("call", "list") else Facts(categories)
+        entry = profile.entry_id(profile.names.get(id, id))
+        circumstances = Circumstances(time.time(), SOURCE.get())
+        return Request(caller.principal, action, profile.name, entry, item, arguments or {}, facts, circumstances)
 
     @staticmethod
     def _finished(
@@ -568,15 +588,27 @@ class Door:
         if found is None or (built_for is not profile and built_for != profile):
             listings = self.listings(caller)
 
+            shown = self._shown(caller, listings)
+
             def visible(kind: Kind, server: str, item: str) -> bool:
-                action: Action = "list" if kind is TOOLS else "prompt" if kind is PROMPTS else "read"
-                return self.decide(caller, action, server, item).allowed
+                return (kind, server, item) in shown
 
             found = surface.build(profile, listings, visible)
             self._surfaces[key] = profile, found
             if len(self._surfaces) > MAX_SURFACES:
                 self._surfaces.popitem(last=False)
         return found
+
+    def _shown(self, caller: Caller, listings: Mapping[str, Listing]) -> set[tuple[Kind, str, str]]:
+        """What the profile and policy let the caller see of these listings, asked in one go."""
+        items = [
+            (kind, id, item.key)
+            for id, known in listings.items()
+            for kind, item in surface.items(known)
+            if self._refusal(caller, _SEEN[kind], id, item.key) is None
+        ]
+        asked = [self._request(caller, _SEEN[kind], id, item) for kind, id, item in items]
+        return {item for item, seen in zip(items, self.policy.visible(asked), strict=True) if seen}
 
     def extensions(self, caller: Caller) -> Fields:
         """The extensions that this caller can use, with the settings of their servers."""

@@ -4,6 +4,7 @@ Knows no transport: the wire decides how each looks to a client.
 
     GatewayError
     ├── SettingsError          the operator's settings are wrong
+    │   └── PoliciesUnusable       the policy files cannot be read, or break rules; the operator fixes them
     ├── SecretsError           a secret is missing or must not be used; the operator fixes it
     ├── DatabaseError          the database cannot be opened, or is of a newer version
     ├── MountRefused           a folder of this machine may not be shown to a server
@@ -35,6 +36,10 @@ class GatewayError(Exception):
 
 class SettingsError(GatewayError):
     """A setting is wrong; the operator fixes it."""
+
+
+class PoliciesUnusable(SettingsError):
+    """The policy files cannot be read or break rules; the operator fixes them, and until then nothing changes."""
 
 
 class DatabaseError(GatewayError):

@@ -17,7 +17,7 @@ import anyio
 from anyio import to_thread
 
 from catalog import Catalog, Difference, Entry, Profile, difference
-from gateway import audit, errors
+from gateway import audit, errors, policyfiles
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
@@ -30,7 +30,7 @@ from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
 from gateway.leftovers import remove_leftovers
 from gateway.leftovers import watch as watch_leftovers
-from gateway.listings import ListingStore
+from gateway.listings import Listing, ListingStore
 from gateway.models import Models
 from gateway.mounts import MountGuard
 from gateway.packages import PackageStore
@@ -46,7 +46,7 @@ from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
 from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets
 from gateway.settings import Settings
-from policies import AllowList
+from policies import CedarEngine
 
 _log: Final = logging.getLogger(__name__)
 
@@ -66,7 +66,11 @@ class Gateway:
         self.signin = read_configuration(settings.auth)
         self.catalog: Catalog = open_catalog(settings)
         self.profile: Profile = self.catalog.profile(settings.profile)
-        self.catalog_watch = CatalogWatch(self.catalog.path, self._reload)
+        self._listings = ListingStore(settings.state_dir / "listings")
+        self.catalog_watch = CatalogWatch(
+            lambda: [self.catalog.path, *policyfiles.paths(settings)],
+            self._reload,
+        )
         self._stack = AsyncExitStack()
 
     @property
@@ -79,18 +83,20 @@ class Gateway:
 
         Raises:
             CatalogError: the file cannot be read, breaks rules, or has lost the default profile.
+            PoliciesUnusable: the policies cannot be read, break rules, or miss one that a profile has.
             SecretsError: two secrets in it would be one.
         """
         catalog = await to_thread.run_sync(open_catalog, self.settings)
         profile = catalog.profile(self.profile.name)
         Secrets.check(_secret_names(catalog))
+        policy = await to_thread.run_sync(self._policy, catalog)
         self.images.trust(catalog.publishers)
         found = difference(self.catalog, catalog)
-        if found:
+        if found or policy.generation != self.door.policy.generation:
             # One step for whoever runs in this event loop: nobody sees half of it.
             self.catalog, self.profile = catalog, profile
             self.pool.replace(map(with_defaults, catalog.runnable.values()))
-            self.door.follow(_policy(catalog), catalog.profiles, profile)
+            self.door.follow(policy, catalog.profiles, profile)
         return found
 
     def use(self, name: str) -> Profile:
@@ -109,9 +115,21 @@ class Gateway:
         self.door.follow(self.door.policy, self.catalog.profiles, profile)
         return profile
 
+    def _policy(self, catalog: Catalog) -> CedarEngine:
+        """
+        Raises:
+            PoliciesUnusable: the policies cannot be read, break rules, or miss one that a profile has.
+        """
+        listings: dict[str, Listing] = {}
+        for entry in map(with_defaults, catalog.runnable.values()):
+            if (known := self._listings.load(entry)) is not None:
+                listings.setdefault(entry.entry_id, known)
+        return policyfiles.engine(catalog, policyfiles.read_rules(self.settings, catalog, listings))
+
     async def __aenter__(self) -> Self:
         """
         Raises:
+            PoliciesUnusable: the policies cannot be read, break rules, or miss one that a profile has.
             StateInUse: another gateway uses the same state folder.
             GatewayError: the state folder or the database cannot be used.
         """
@@ -125,7 +143,8 @@ class Gateway:
             self.audit = Audit(state / "audit.jsonl")
             self.audit.open()
             stack.callback(self.audit.close)
-            self.door = Door(_policy(self.catalog), self.audit, page_size=self.settings.page_size)
+            policy = await to_thread.run_sync(self._policy, self.catalog)
+            self.door = Door(policy, self.audit, page_size=self.settings.page_size)
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -135,7 +154,7 @@ class Gateway:
             self.pool = Pool(
                 map(with_defaults, self.catalog.runnable.values()),
                 self.runtime_for,
-                ListingStore(state / "listings"),
+                self._listings,
                 tasks,
                 self.door.hearing,
                 Bounds(servers=self.settings.max_servers),
@@ -268,20 +287,6 @@ def _secret_names(catalog: Catalog) -> list[str]:
     """The names under which secrets are kept, each once."""
     kept = (entry.kept_as(secret.name) for entry in catalog.runnable.values() for secret in entry.secrets)
     return list(dict.fromkeys(kept))
-
-
-def _policy(catalog: Catalog) -> AllowList:
-    return AllowList({name: _rules(profile) for name, profile in catalog.profiles.items()})
-
-
-def _rules(profile: Profile) -> dict[str, frozenset[str] | None]:
-    """What the profile takes of each entry, whatever it names it; under which name, the profile itself knows."""
-    rules: dict[str, frozenset[str] | None] = {}
-    for server in profile.servers:
-        entry, tools = profile.entry_id(server), profile.tools.get(server)
-        before = rules.get(entry, frozenset())
-        rules[entry] = None if tools is None or before is None else before | frozenset(tools)
-    return rules
 
 
 def lock_state(state_dir: Path) -> int:

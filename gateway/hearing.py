@@ -34,12 +34,13 @@ class Hearing:
         caller.profile = self._door.current(caller.profile, follows_default=caller.follows_default)
         self._callers.add(caller)
 
-    def profiles_changed(self) -> None:
-        """Callers whose profile is another now are told to list anew. Whom it does not admit finds nothing in it."""
+    def profiles_changed(self, *, policy: bool = False) -> None:
+        """Callers whose profile is another now are told to list anew; all of them, if the policy is another. Whom a
+        profile does not admit finds nothing in it."""
         for caller in list(self._callers):
             before = caller.profile
             caller.profile = self._door.current(before, follows_default=caller.follows_default)
-            if caller.profile != before:
+            if policy or caller.profile != before:
                 for name in ("prompts", "resources", "tools"):
                     caller.deliver(f"notifications/{name}/list_changed", b"")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -18,6 +18,7 @@ from gateway.upstream import Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import WireError
 from gateway.wire.revisions import Era
+from policies import Facts
 
 FORMAT: Final = 2
 
@@ -48,6 +49,22 @@ class Listing(msgspec.Struct, frozen=True, dict=True):
         """The arguments each tool wants repeated in HTTP headers, for the tools that want any."""
         return {tool.key: found for tool in self.tools if (found := header_annotations(tool))}
 
+    @cached_property
+    def _raw_tools(self) -> dict[str, Raw]:
+        return {tool.key: tool.raw for tool in self.tools}
+
+    @cached_property
+    def _facts(self) -> dict[tuple[str, tuple[str, ...]], Facts]:
+        return {}
+
+    def facts(self, tool: str, categories: tuple[str, ...]) -> Facts:
+        """What policy may know of a tool; of a tool that is not listed, what holds for any."""
+        found = self._facts.get((tool, categories))
+        if found is None:
+            raw = self._raw_tools.get(tool)
+            found = self._facts[tool, categories] = _facts(raw, categories) if raw else Facts(categories)
+        return found
+
     def differs(self, before: Listing | None) -> set[str]:
         """Which of tools, prompts and resources are not as before."""
         if before is None:
@@ -58,6 +75,30 @@ class Listing(msgspec.Struct, frozen=True, dict=True):
             "resources": (self.resources, self.templates) == (before.resources, before.templates),
         }
         return {name for name, same in lists.items() if not same}
+
+
+class _Tool(msgspec.Struct):
+    """The members of a tool that policy looks at."""
+
+    annotations: Any = None
+    input_schema: Any = msgspec.field(name="inputSchema", default=None)
+
+
+_decode_tool: Final = msgspec.json.Decoder(_Tool).decode
+
+
+def _facts(raw: Raw, categories: tuple[str, ...]) -> Facts:
+    """Only true and false count as hints; anything else is what the protocol assumes of a tool without them."""
+    tool = _decode_tool(raw)
+    hints = tool.annotations if isinstance(tool.annotations, dict) else {}
+    return Facts(
+        categories,
+        read_only=hints.get("readOnlyHint") is True,
+        destructive=hints.get("destructiveHint") is not False,
+        idempotent=hints.get("idempotentHint") is True,
+        open_world=hints.get("openWorldHint") is not False,
+        parameters=tool.input_schema if isinstance(tool.input_schema, dict) else {},
+    )
 
 
 class Kind(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ Knows the parts that depend on the catalog and in which order they change; not w
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -17,7 +17,7 @@ from gateway import errors
 _log: Final = logging.getLogger(__name__)
 
 WATCH_EVERY_S: Final = 1.0
-"""How soon a changed file is seen; looking at it costs one system call."""
+"""How soon a changed file is seen; looking costs a few system calls."""
 
 Stamp: TypeAlias = tuple[int, int, int] | None
 
@@ -30,12 +30,13 @@ class Outcome(NamedTuple):
 
 
 class CatalogWatch:
-    """Reloads when asked, and when the file changes. One reload at a time; a failed one changes nothing."""
+    """Reloads when asked, and when one of the files changes, comes or goes. One reload at a time; a failed one changes
+    nothing."""
 
-    def __init__(self, path: Path, reload: Callable[[], Awaitable[Difference]]) -> None:
-        self._path = path
+    def __init__(self, paths: Callable[[], Iterable[Path]], reload: Callable[[], Awaitable[Difference]]) -> None:
+        self._paths = paths
         self._reload = reload
-        self._stamp = _stamp(path)
+        self._stamps = self._look()
         self._one = anyio.Lock()
         self._asked = anyio.Event()
         self.reason = ""
@@ -44,12 +45,12 @@ class CatalogWatch:
     async def reload(self) -> Outcome:
         """Reload now. Whoever asks is told; the log is, too."""
         async with self._one:
-            self._stamp = _stamp(self._path)
+            self._stamps = self._look()
             try:
                 difference = await self._reload()
             except (CatalogError, errors.GatewayError) as exc:
                 self.reason = str(exc)
-                _log.error("the catalog stays as it was: %s", self.reason)
+                _log.error("catalog and policies stay as they were: %s", self.reason)
                 return Outcome(None, self.reason)
             self.reason = ""
             if difference:
@@ -67,9 +68,12 @@ class CatalogWatch:
                 await self._asked.wait()
             if self._asked.is_set():
                 self._asked = anyio.Event()
-            elif _stamp(self._path) == self._stamp:
+            elif self._look() == self._stamps:
                 continue
             await self.reload()
+
+    def _look(self) -> dict[Path, Stamp]:
+        return {path: _stamp(path) for path in self._paths()}
 
 
 def summary(difference: Difference) -> str:

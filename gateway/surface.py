@@ -115,7 +115,7 @@ def build(
         if listing is None:
             continue
         detail = profile.detail(server)
-        shown = [(kind, item) for kind, item in _items(listing) if visible(kind, id, item.key)]
+        shown = [(kind, item) for kind, item in items(listing) if visible(kind, id, item.key)]
         renamed = _renamed(detail, (item.key for kind, item in shown if kind is TOOLS))
         for kind, item in shown:
             public = _public(kind, single, server, renamed.get(item.key, item.key) if kind is TOOLS else item.key)
@@ -156,7 +156,8 @@ def _renamed(detail: Detail, shown: Iterable[str]) -> Mapping[str, str]:
     return {key: name for key, name in detail.rename.items() if name not in own}
 
 
-def _items(listing: Listing) -> Iterator[tuple[Kind, Item]]:
+def items(listing: Listing) -> Iterator[tuple[Kind, Item]]:
+    """Everything a server offers, with the list it is in."""
     lists: Iterable[tuple[Kind, tuple[Item, ...]]] = (
         (TOOLS, listing.tools),
         (PROMPTS, listing.prompts),

@@ -3,6 +3,26 @@
 Pure: no input, no output, no clock. Same request, same answer."""
 
 from policies.allowlist import AllowList
-from policies.decision import Action, Decision, PolicyEngine, Principal, Request
+from policies.cedar import CedarEngine
+from policies.decision import Action, Circumstances, Decision, Facts, PolicyEngine, Principal, Request
+from policies.rule import PolicyError
+from policies.ruleset import EVERYWHERE, RuleSet, RuleSets, read_sets
+from policies.vocabulary import Known
 
-__all__ = ["Action", "AllowList", "Decision", "PolicyEngine", "Principal", "Request"]
+__all__ = [
+    "EVERYWHERE",
+    "Action",
+    "AllowList",
+    "CedarEngine",
+    "Circumstances",
+    "Decision",
+    "Facts",
+    "Known",
+    "PolicyEngine",
+    "PolicyError",
+    "Principal",
+    "Request",
+    "RuleSet",
+    "RuleSets",
+    "read_sets",
+]

@@ -5,7 +5,7 @@ Knows no arguments and no groups; a richer engine takes its place behind the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from policies.decision import Decision, Request
 
@@ -18,8 +18,6 @@ class AllowList:
     are allowed only where all tools are.
     """
 
-    reads_arguments = False
-
     def __init__(self, rules: Mapping[str, Mapping[str, frozenset[str] | None]]) -> None:
         self._rules = {profile: dict(servers) for profile, servers in rules.items()}
         canonical = sorted(
@@ -28,6 +26,12 @@ class AllowList:
             for server, tools in servers.items()
         )
         self.generation = hashlib.sha256(repr(canonical).encode()).hexdigest()[:16]
+
+    def reads_context(self, request: Request) -> bool:
+        return False
+
+    def visible(self, requests: Sequence[Request]) -> list[bool]:
+        return [self.decide(request).allowed for request in requests]
 
     def decide(self, request: Request) -> Decision:
         servers = self._rules.get(request.profile)

@@ -4,9 +4,9 @@ Knows no engine and no tool."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 Action = Literal["call", "list", "read", "prompt", "complete", "extension"]
 """`extension` is any other method of a server: a request or notification that only it and its clients understand."""
@@ -30,6 +30,31 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of an item besides its name: the categories of its server, what a tool says of itself (the defaults
+    are those of the protocol for a tool that says nothing), and the JSON schema of its arguments."""
+
+    categories: tuple[str, ...] = ()
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    open_world: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """When and from where a request comes. `at` is seconds since the epoch, `source` the caller's address, if any."""
+
+    at: float = 0.0
+    source: str = ""
+
+
+NO_FACTS: Final = Facts()
+ANY_TIME: Final = Circumstances()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One thing somebody wants to do. `item` is a tool or prompt name, a resource URI, or an extension's method, as its
     server knows it."""
@@ -40,6 +65,8 @@ class Request:
     server: str
     item: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = NO_FACTS
+    circumstances: Circumstances = ANY_TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +85,12 @@ class PolicyEngine(Protocol):
     def generation(self) -> str:
         """Changes whenever any answer may change: part of every cache key."""
 
-    @property
-    def reads_arguments(self) -> bool:
-        """Whether any rule looks at arguments; if not, callers may cache decisions per item."""
+    def reads_context(self, request: Request) -> bool:
+        """Whether the decision may differ with arguments, time or address; if not, callers may cache it for
+        the item and its facts."""
 
-    def decide(self, request: Request) -> Decision: ...
+    def decide(self, request: Request) -> Decision:
+        """The answer. `list` means: could a call be allowed, whatever its arguments and circumstances?"""
+
+    def visible(self, requests: Sequence[Request]) -> list[bool]:
+        """Whether each could be allowed, whatever its arguments and circumstances."""

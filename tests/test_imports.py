@@ -17,6 +17,7 @@ IMPORTERS = {
     "docker": {"gateway/docker_engine.py", "gateway/images/logins.py"},
     "httptools": {"gateway/wire/http_client.py", "gateway/onewrite.py"},
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
+    "cedarpy": {"policies/cedar.py", "policies/rule.py"},
     "cryptography": {"gateway/bridge.py", "gateway/images/signatures.py", "gateway/images/signing.py"},
 }
 """The modules that may import a heavy library: one, or one for each use of it."""

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from catalog import Profile
+from gateway.caller import SOURCE
 from gateway.door import Door
 from gateway.wire import envelope, sse
 from gateway.wire.envelope import WireError
@@ -78,6 +79,7 @@ class McpEndpoint:
         if not profile.admits(principal.id, principal.groups):
             await NO_SUCH_PROFILE(scope, receive, send)
             return
+        SOURCE.set(scope["client"][0] if scope.get("client") else "")
         try:
             place = self.places.enter(principal)
         except Full as exc:

@@ -202,6 +202,6 @@ def test_every_call_is_audited_under_the_clients_own_name(talk: Conversation) ->
         record = talk.audited(label)[0]
         server, _, tool = record["name"].partition("__")
         assert (record["server"], record["item"], record["outcome"]) == (server, tool, "ok")
-        assert record["policies"] == [f"profile:starter:{server}"]
+        assert record["policies"] == [f"profile:starter:{server}", "open:everything"]
     assert [line["outcome"] for line in talk.audited("read outside")] == ["ok", "tool_error"]
     assert talk.audited("unknown tool")[0]["outcome"] == "unknown"

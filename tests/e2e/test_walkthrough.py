@@ -114,7 +114,7 @@ def test_stop_4_the_door_writes_one_line_a_call_before_it_answers(walk: Walk) ->
         assert (record["method"], record["name"]) == ("tools/call", CALL)
         assert (record["server"], record["item"]) == ("time", "get_current_time")
         assert (record["principal"], record["profile"]) == ("local", "starter")
-        assert record["policies"] == ["profile:starter:time"]
+        assert record["policies"] == ["profile:starter:time", "open:everything"]
         assert record["outcome"] == "ok"
         assert record["arguments"] == hashlib.sha256(json.dumps(ARGUMENTS).encode()).hexdigest()[:16]
     first, second = records

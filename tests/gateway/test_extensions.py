@@ -54,8 +54,9 @@ async def test_a_request_of_a_vendor_reaches_the_only_server_and_is_recorded(tmp
         assert (await session.error("x.y/unknown"))["code"] == NOT_FOUND
         assert await modern_error(place, "x.y/unknown") == (404, NOT_FOUND)
         records = [(r["method"], r["server"], r["item"], r["outcome"], r["policies"]) for r in place.audit()]
-        relayed = [("x.y/z", "a", "x.y/z", "ok", ["profile:all:a"])] * 2
-        assert records == [*relayed, *[("x.y/unknown", "a", "x.y/unknown", "error", ["profile:all:a"])] * 2]
+        rules = ["profile:all:a", "open:everything"]
+        relayed = [("x.y/z", "a", "x.y/z", "ok", rules)] * 2
+        assert records == [*relayed, *[("x.y/unknown", "a", "x.y/unknown", "error", rules)] * 2]
         assert place.audit()[0]["arguments"]
 
 

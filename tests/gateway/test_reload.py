@@ -167,7 +167,7 @@ async def test_asking_reloads_a_file_that_looks_unchanged(tmp_path: Path) -> Non
         reloaded.set()
         return None
 
-    watch = CatalogWatch(tmp_path / "catalog.yaml", load)
+    watch = CatalogWatch(lambda: [tmp_path / "catalog.yaml"], load)
     async with anyio.create_task_group() as group:
         group.start_soon(watch.watch)
         watch.reload_soon()
