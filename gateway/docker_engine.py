@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -305,6 +305,24 @@ def _file(folder: Path, name: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; TLS to the engine needs ca.pem, cert.pem and key.pem")
     return str(path)
+
+
+async def to_its_end(making: Coroutine[Any, Any, T]) -> T:
+    """What the engine made, or removed. It is not told of a cancellation: a caller that is cancelled, once or often,
+    waits for its answer all the same, so that what was made is known."""
+    task = asyncio.get_running_loop().create_task(making)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # nobody else looks
+        raise cancelled
+    return task.result()
 
 
 def short(exc: Exception) -> str:

@@ -20,7 +20,7 @@ import anyio
 
 import gateway
 from catalog import Entry
-from gateway.docker_engine import DockerEngine, EngineErrors, short
+from gateway.docker_engine import DockerEngine, EngineErrors, short, to_its_end
 from gateway.egress.attempts import Attempt
 from gateway.errors import EngineDown, UpstreamError, UpstreamUnavailable
 from gateway.runs import Run
@@ -89,7 +89,7 @@ class Gate:
             One of EngineErrors, EngineDown: the engine refuses.
         """
         labels = self._run.labels("network", self.network, self._entry.id)
-        subnets = await self._engine.run(lambda client: _create_network(client, self.network, labels))
+        subnets = await to_its_end(self._engine.run(lambda client: _create_network(client, self.network, labels)))
         forbidden = own()
         if inside := [address for address in forbidden if _lies_in(address, subnets)]:
             raise UpstreamUnavailable(
@@ -107,7 +107,7 @@ class Gate:
             client.connect_container_to_network(id, self.network)
             return id
 
-        id = await self._engine.run(create)
+        id = await to_its_end(self._engine.run(create))
         self._attached = await attach(id, self._channel)
         self._channel.send(base64.b64encode(_bundle()))
 

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from catalog import CatalogError, Entry
 from gateway import errors
-from gateway.docker_engine import Client, DockerEngine, EngineErrors, EngineRefused, NotInEngine, short
+from gateway.docker_engine import Client, DockerEngine, EngineErrors, EngineRefused, NotInEngine, short, to_its_end
 from gateway.egress.attempts import Attempt
 from gateway.egress.gate import Gate, own_addresses
 from gateway.engine_address import EngineAddress
@@ -167,11 +167,11 @@ class DockerRuntime:
             facts = await self._image_facts(client, image)
             spec = specification(entry, image, facts, given)
             spec |= {"Entrypoint": list(oneshot.ENTRYPOINT), "Cmd": [*facts.entrypoint, *command]}
-            created = await self._create(client, spec, name)
+            created = await to_its_end(self._create(client, spec, name))
         except BaseException as exc:
             self._run.release(name)
-            with anyio.CancelScope(shield=True), suppress(*_Failures):
-                await self._remove(name)
+            with suppress(*_Failures):
+                await to_its_end(self._remove(name))
             if isinstance(exc, (*_Failures, errors.ImageError)):
                 text = f"the Docker Engine could not make a container for {entry.id}: {short(exc)}"
                 raise errors.UpstreamUnavailable(text) from exc
@@ -179,8 +179,7 @@ class DockerRuntime:
         try:
             await self._handover.recheck(handed)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.remove(name)
+            await to_its_end(self.remove(name))
             raise
         return Made(name, created["Id"], handed.opening())
 
@@ -224,10 +223,8 @@ class DockerRuntime:
         log.write("gateway", f"starting container {name} from {image.reference}")
         channel: DockerChannel | None = None
         inside: InsideChannel | None = None
-        # In a task of its own: the engine is not told of a cancellation, so the answer is waited for in any case.
-        creating = asyncio.get_running_loop().create_task(self._create(client, spec, name))
         try:
-            created = await asyncio.shield(creating)
+            created = await to_its_end(self._create(client, spec, name))
             await self._handover.recheck(handed)
             lifeline = Lifeline(receiver, log)
             hears = lifeline if over_http else receiver
@@ -244,11 +241,9 @@ class DockerRuntime:
                     await inside.abandon()
             self._run.release(name)
             with anyio.CancelScope(shield=True), suppress(*_Failures):
-                await asyncio.wait([creating])
                 if channel is not None:
                     await channel.abandon()
-                if creating.cancelled() or creating.exception() is None:
-                    await self._remove(name)
+                await to_its_end(self._remove(name))
             if isinstance(exc, (*_Failures, OSError)):
                 text = f"the Docker Engine could not start {entry.id}: {short(exc)}"
                 refused = isinstance(exc, EngineRefused)  # else it went away in the middle

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from catalog import Entry
 from gateway import errors
+from gateway.docker_engine import to_its_end
 from gateway.runtimes import launcher
 from gateway.runtimes.attach import AttachProtocol, Stream
 from gateway.serverlog import ServerLog
@@ -146,7 +147,7 @@ async def run_once(maker: Maker, made: Made, arguments: Sequence[str], log: Serv
     finally:
         if stream is not None:
             stream.abort()
-        await asyncio.shield(asyncio.ensure_future(_removed(maker, made, log)))
+        await to_its_end(_removed(maker, made, log))
     return Outcome(code, bytes(collector.stdout), bytes(collector.log.kept), collector.is_cut)
 
 

@@ -45,6 +45,12 @@ class Road:
     def __init__(self, engine: Path) -> None:
         self.mode: Mode = "open"
         self.n_connections = 0
+        self.held_back = b""
+        """Requests that begin with this do not arrive before `let` is set."""
+        self.holds = asyncio.Event()
+        self.let = asyncio.Event()
+        self.answered = asyncio.Event()
+        """The engine has answered what was held back."""
         self._engine = engine
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,18 +80,32 @@ class Road:
         there_reader, there_writer = await asyncio.open_unix_connection(self._engine)
         self._writers.add(there_writer)
         try:
+            held = asyncio.Event()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(reader, there_writer))
-                await self._copy(there_reader, writer)
+                group.create_task(self._copy(reader, there_writer, held, is_request=True))
+                await self._copy(there_reader, writer, held)
                 if not writer.can_write_eof():
                     writer.close()
         finally:
             self._writers.discard(there_writer)
             there_writer.transport.abort()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        held: asyncio.Event,
+        *,
+        is_request: bool = False,
+    ) -> None:
         with suppress(OSError, RuntimeError):  # RuntimeError: uvloop's for a transport that closed meanwhile
             while data := await reader.read(65536):
+                if is_request and self.held_back and self.held_back in data.partition(b"\r\n")[0]:
+                    self.holds.set()
+                    await self.let.wait()
+                    held.set()
+                elif held.is_set():
+                    self.answered.set()
                 if self.mode == "silent":
                     await asyncio.Event().wait()  # neither an answer nor an end: a half-open connection
                 writer.write(data)

@@ -1,5 +1,6 @@
 """Tools each call of which runs a container of its own: real containers, arguments of every kind, nothing left."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,12 +22,14 @@ from gateway.serverlog import ServerLog
 from gateway.upstream import Upstream
 from gateway.wire import envelope
 from gateway.wire.channel import Channel
-from tests.gateway.engines import client, engine_url
+from tests.gateway.engines import client, engine_url, road_to_engine
+from tests.gateway.sandboxes import probe_entry
 from tests.servers import DEADLINE_S, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 BUILD_S = 1800.0
+GIVEN_UP_S = 0.5
 ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
 READ = "import pathlib, sys; print(pathlib.Path(sys.argv[1]).read_text())"
 FAIL = "import sys; print('half'); print('broken', file=sys.stderr); sys.exit(3)"
@@ -215,6 +218,54 @@ async def test_a_withdrawn_call_leaves_no_container(place: Place) -> None:
     with anyio.fail_after(DEADLINE_S * 3):
         while await to_thread.run_sync(place.containers, "running", "removing"):
             await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("moment", ["a call", "the container in reserve", "a server", "a filter", "a network"])
+async def test_what_is_given_up_while_the_engine_makes_it_is_removed_at_once(
+    moment: str, engine: docker.APIClient, tmp_path: Path, cache_dir: Path
+) -> None:
+    """No sweep runs here: who asked for the container removes it."""
+    async with road_to_engine(tmp_path / "e.sock") as road:
+        with Run(tmp_path / "state") as run:
+            images = ImageStore(cache_dir, docker_url=engine_url(), run=run)
+            base = await images.base("python", lambda _: None)
+            runtime = DockerRuntime(f"unix://{tmp_path}/e.sock", images, tmp_path / "volumes", run)
+            assert await runtime.probe() is None
+            place = Place(runtime, tools(base), run, engine, tmp_path)
+            log = ServerLog()
+            await runtime.prepare(place.entry, log)
+            await runtime._launcher.volume(print)  # so that what is held back is what is meant
+            if moment == "the container in reserve":
+                await place.open()
+                assert await place.call("argv") == ('["--level=low"]\n', False)
+                await place.spare()
+            road.held_back = b"/networks/create" if moment == "a network" else b"/containers/create"
+            if moment in ("a call", "the container in reserve"):
+                await place.open() if place.channel is None else None
+                members = {"name": envelope.raw("argv"), "arguments": envelope.raw({})}
+                call = await place.upstream.start("tools/call", members)
+                async with asyncio.timeout(DEADLINE_S * 3):
+                    await road.holds.wait()
+                place.upstream.cancel(call, "enough") if moment == "a call" else None
+                assert place.channel is not None
+                ending = asyncio.create_task(place.channel.close())
+            else:
+                listed = {"network": "internet", "hosts": ["example.com:443"]} if moment != "a server" else {}
+                server = probe_entry(base, **listed)
+                starting = asyncio.create_task(runtime.start(server, place.upstream, log))
+                async with asyncio.timeout(DEADLINE_S * 3):
+                    await road.holds.wait()
+                starting.cancel()
+                ending = asyncio.create_task(asyncio.wait([starting]))  # type: ignore[arg-type]
+            # Who does not wait for what it asked for has gone by now, and would miss it.
+            await asyncio.wait([ending], timeout=GIVEN_UP_S)
+            road.let.set()
+            async with asyncio.timeout(DEADLINE_S * 3):
+                await ending
+                await road.answered.wait()
+            label = {"label": f"{GATEWAY}={run.gateway}"}
+            await until(lambda: not place.containers() and not engine.networks(filters=label), "nothing is left")
+            await runtime.aclose()
 
 
 async def test_many_calls_at_once_are_all_answered(place: Place) -> None:
