@@ -46,7 +46,7 @@ from catalog.parts import (
 from catalog.percall import CallTool
 from catalog.setting import Plain, Setting, as_arguments, as_text, check_values
 
-DIGEST_FORM = "lockgate-entry-2"
+DIGEST_FORM = "lockgate-entry-3"
 """Part of each digest: raise it when the form below changes, so that old and new digests differ."""
 
 
@@ -150,6 +150,10 @@ class Entry(Part):
             yield f"two secrets set the variable {', '.join(twice)}; give each its own"
         if twice := duplicates(secret.file for secret in self.secrets if secret.file is not None):
             yield f"two secrets are written to the file {', '.join(twice)}; give each its own"
+        headers = [secret.header.lower() for secret in self.secrets if secret.header is not None]
+        headers += [name.lower() for name in (self.remote.headers if self.remote is not None else ())]
+        if twice := duplicates(headers):
+            yield f"the header {', '.join(twice)} is set twice, by a secret and elsewhere too; give each its own"
         if any(secret.header for secret in self.secrets) and self.remote is None:
             yield "sends a secret in a header, but is not remote; use env"
         if self.oauth is not None and self.oauth.secret is not None:
@@ -200,7 +204,7 @@ class Entry(Part):
             mode="json",
             include={
                 "image", "package", "remote", "per_call", "transport", "port", "path", "command", "args", "env",
-                "config", "config_any_of", "volumes", "mounts", "network", "hosts", "limits",
+                "config", "config_any_of", "secrets", "volumes", "mounts", "network", "hosts", "limits",
                 "container_runtime",
             },
         )  # fmt: skip

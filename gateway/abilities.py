@@ -26,8 +26,6 @@ def lacking(entry: Entry) -> Iterator[str]:
     except CatalogError as exc:
         asked = "; ".join(problem.message for problem in exc.problems)
         yield f"is not configured: {asked}; give it the values in a profile (docs/catalog.md)"
-    if entry.remote is not None and any(secret.required for secret in entry.secrets) and not _runs_here(entry):
-        yield "needs a secret in a header, which this gateway cannot send to remote servers yet"
     if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
     if any(tool.engine_socket for tool in entry.per_call):

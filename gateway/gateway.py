@@ -206,7 +206,7 @@ class Gateway:
             report=self._audit_denied,
         )
         self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run, self.secrets)
-        self.remote = RemoteRuntime()
+        self.remote = RemoteRuntime(self.secrets)
         wanted = settings.runtime != "process"
         self.engine = EnginePresence(self.docker, wanted=wanted, arrived=self._engine_arrived)
         await self.engine.ask()

@@ -132,7 +132,7 @@ class DockerRuntime:
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         if entry.per_call:
             self._require_client()
-            return PerCallChannel(self, entry, receiver, log)
+            return PerCallChannel(self, entry, receiver, log, owner)
         image = await self._image(entry, log)
         handed = await self._handover.collect(entry, owner)
         if not entry.hosts:
@@ -151,14 +151,14 @@ class DockerRuntime:
 
     # -- one container for one call ----------------------------------------------------------
 
-    async def make(self, entry: Entry, command: Sequence[str], log: ServerLog) -> Made:
+    async def make(self, entry: Entry, command: Sequence[str], log: ServerLog, owner: str = "") -> Made:
         """A container that runs the image's program with `command` and what it reads; made and not started.
 
         Raises:
             UpstreamUnavailable: it cannot be made; nothing is left.
         """
         image = await self._image(entry, log)
-        handed = await self._handover.collect(entry)
+        handed = await self._handover.collect(entry, owner)
         log.hide(handed.redactor)
         client = self._require_client()
         name = self._run.hold(entry.id)

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from gateway import errors
+from gateway.runtimes import address
 from gateway.serverlog import ServerLog
 from gateway.wire.channel import Receiver, Routing
 from gateway.wire.http_client import Exchange, HttpFailure, HttpOrigin
@@ -31,12 +32,11 @@ class SseChannel:
         origin: HttpOrigin | None = None,
     ) -> None:
         """`origin` is how the URL's host is reached, where that is not by its name. The channel closes it."""
-        parts = urlsplit(url)
-        self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}", "transport": "sse"}
+        self.detail: Mapping[str, str] = {"url": address.shown(url), "transport": "sse"}
         self._url = url
         self._receiver = receiver
         self.log = log
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
+        self._fixed = address.head(fixed)
         self._origin = origin or HttpOrigin(url)
         self._stream: Exchange | None = None
         self._events = EventReader()
@@ -50,9 +50,8 @@ class SseChannel:
         Raises:
             UpstreamUnavailable: no stream, or no address of the same origin on it.
         """
-        parts = urlsplit(self._url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._stream = self._origin.request("GET", target, self._fixed + b"Accept: text/event-stream\r\n", b"", self)
+        head = self._fixed + b"Accept: text/event-stream\r\n"
+        self._stream = self._origin.request("GET", address.target(self._url), head, b"", self)
         try:
             async with asyncio.timeout(ENDPOINT_TIMEOUT_S):
                 await self._address
@@ -88,8 +87,8 @@ class SseChannel:
     def failed(self, failure: HttpFailure) -> None:
         self._end(str(failure))
 
-    def _found(self, address: str) -> None:
-        whole, own = urlsplit(urljoin(self._url, address)), urlsplit(self._url)
+    def _found(self, named: str) -> None:
+        whole, own = urlsplit(urljoin(self._url, named)), urlsplit(self._url)
         if (whole.scheme, whole.netloc) != (own.scheme, own.netloc):
             # Whoever could name another origin here would get every message, credentials included.
             self._end("the remote server named an address of another origin")

@@ -40,6 +40,7 @@ def tool_entry(entry: Entry, tool: CallTool) -> Entry:
         image=tool.image,
         args=tool.command,
         config=tool.parameters,
+        secrets=entry.secrets,
         mounts=tool.mounts,
         network=entry.network,
         limits=entry.limits,
@@ -68,13 +69,15 @@ def _property(parameter: Setting) -> dict[str, Any]:
 class PerCallChannel:
     """Answers in the place of a server. Each call is a task; each tool without mounts has a container in reserve."""
 
-    def __init__(self, maker: Maker, entry: Entry, receiver: Receiver, log: ServerLog) -> None:
+    def __init__(self, maker: Maker, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> None:
+        """The containers get the secrets of `owner`'s own, where a principal is named."""
         self.detail: Mapping[str, str] = {"container": "one for each call"}
         self._maker = maker
         self._entry = entry
         self._tools = {tool.name: tool for tool in entry.per_call}
         self._receiver = receiver
         self._log = log
+        self._owner = owner
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Made] = {}
         self._making: dict[str, asyncio.Task[None]] = {}
@@ -158,7 +161,7 @@ class PerCallChannel:
             async with self._slots:
                 made = self._spares.pop(tool.name, None) if not tool.mounts else None
                 if made is None:
-                    made = await self._maker.make(entry, tool.command, self._log)
+                    made = await self._maker.make(entry, tool.command, self._log, self._owner)
                 self._make_spare(tool)
                 outcome = await run_once(self._maker, made, entry.args[len(tool.command) :], self._log)
         except errors.UpstreamError as exc:
@@ -176,7 +179,7 @@ class PerCallChannel:
     async def _spare(self, tool: CallTool) -> None:
         entry = tool_entry(self._entry, tool).model_copy(update={"config": ()})
         try:
-            made = await self._maker.make(entry, tool.command, self._log)
+            made = await self._maker.make(entry, tool.command, self._log, self._owner)
         except errors.UpstreamError as exc:
             self._log.write("gateway", f"no container in reserve: {exc}")
             return

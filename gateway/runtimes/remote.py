@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
-from urllib.parse import urlsplit
 
 from catalog import Entry
 from gateway import errors
+from gateway.runtimes import address
 from gateway.runtimes.old_sse import SseChannel
+from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
 from gateway.wire import headers
 from gateway.wire.channel import MAX_MESSAGE_BYTES, Channel, Receiver, Routing
@@ -36,17 +37,22 @@ class RemoteRuntime:
 
     name = "remote"
 
+    def __init__(self, secrets: Secrets | None = None) -> None:
+        self._secrets = secrets or Secrets()
+
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """There is nothing to fetch."""
 
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         if entry.remote is None:
             raise errors.UpstreamUnavailable(f"entry {entry.id} names no remote URL")
+        fixed, redactor = await address.fixed_headers(entry, self._secrets, owner)
+        log.hide(redactor)
         if entry.remote.transport == "sse":
-            channel = SseChannel(entry.remote.url, entry.remote.headers, receiver, log)
+            channel = SseChannel(entry.remote.url, fixed, receiver, log)
             await channel.connect()
             return channel
-        return HttpChannel(entry.remote.url, entry.remote.headers, receiver, log)
+        return HttpChannel(entry.remote.url, fixed, receiver, log)
 
     async def aclose(self) -> None:
         """Nothing outlives a channel."""
@@ -64,13 +70,12 @@ class HttpChannel:
         origin: HttpOrigin | None = None,
     ) -> None:
         """`origin` is how the URL's host is reached, where that is not by its name. The channel closes it."""
-        parts = urlsplit(url)
-        self.detail: Mapping[str, str] = {"url": f"{parts.scheme}://{parts.netloc}{parts.path}"}
+        self.detail: Mapping[str, str] = {"url": address.shown(url)}
         self.receiver = receiver
         self.log = log
         self._origin = origin or HttpOrigin(url)
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
+        self._target = address.target(url)
+        self._fixed = address.head(fixed)
         self._era: Era = "legacy"
         self._revision = ""
         self._session = ""
@@ -304,10 +309,13 @@ class _PostSink:
             self._end(self._refusal())
 
     def _refusal(self) -> errors.UpstreamError:
-        body = b"".join(self._parts)[:300].decode("utf-8", "replace")
+        body = b"".join(self._parts)
+        if self._channel.log.hides is not None:  # before it is cut: half a secret would not be found
+            body = self._channel.log.hides.clean(body)
         if self._status in (401, 403):
             return errors.UpstreamUnavailable(f"the remote server wants authorization (HTTP {self._status})")
-        return errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}: {body}")
+        text = body[:300].decode("utf-8", "replace")
+        return errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}: {text}")
 
     def failed(self, failure: HttpFailure) -> None:
         self.open = False

@@ -168,6 +168,7 @@ def test_line_break_in_an_argument_stays_in_that_argument(tmp_path: Path) -> Non
         {"network": "internet"},
         {"volumes": (Volume(name="data", target="/data"),)},
         {"limits": Limits(pids=7)},
+        {"secrets": (Secret(name="box.key", env="KEY"),)},
         {"remote": Remote(url="https://box.example/mcp")},
         {"package": Package(ecosystem="pypi", name="box", version="1"), "command": ("box",)},
     ],
@@ -183,6 +184,12 @@ def test_digest_ignores_what_is_only_shown_and_the_order_of_env() -> None:
     assert box(env={"A": "1", "B": "2"}).digest == box(env={"B": "2", "A": "1"}).digest
     assert box(args=("a b",)).digest != box(args=("a", "b")).digest
     assert len(box().digest) == 64
+
+
+def test_digest_changes_with_the_way_in_which_a_secret_arrives() -> None:
+    ways = ({"env": "A"}, {"env": "B"}, {"file": "a"}, {"env": "A", "file": "a"}, {"env": "A", "plain_env": True})
+    digests = {box(secrets=(Secret(name=name, **way),)).digest for way in ways for name in ("box.key", "box.other")}
+    assert len(digests) == 2 * len(ways)
 
 
 def test_copy_with_changes_is_checked_and_computes_its_own_digest() -> None:

@@ -155,6 +155,16 @@ def client(url: str | None = None) -> docker.APIClient:
     return found
 
 
+def engine_if_any() -> docker.APIClient | None:
+    """A client of the engine, if one answers."""
+    try:
+        found = docker.APIClient(engine_url(), version="auto", timeout=60)
+        found.ping()
+    except docker.errors.DockerException:
+        return None
+    return found
+
+
 def tiny_rootfs(folder: Path, *, marker: str = "") -> bytes:
     """A file system that holds the tiny server; `marker` makes it another one."""
     compiler = shutil.which("cc") or shutil.which("gcc")

@@ -4,13 +4,27 @@ Knows no gateway."""
 
 import base64
 import json
+import os
 import tarfile
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
 import docker
+
+CANARIES: set[str] = set()
+"""Every secret value that a test of this session handed to a server, but for those that an entry shows on purpose."""
+MAX_SWEPT_BYTES: Final = 8 * 1024 * 1024
+"""Of one file, in the sweep at the end; logs and records are far smaller."""
+
+
+def remember(values: Iterable[str]) -> None:
+    """These are looked for at the end of the session, too."""
+    CANARIES.update(values)
 
 
 def shapes(value: str) -> set[bytes]:
@@ -70,6 +84,47 @@ def sweep_engine(client: docker.APIClient, container: str, since: int, until: in
     assert_absent("docker diff", text(client.diff(container)), values)
     for volume in client.volumes()["Volumes"] or []:
         assert_absent("docker volume inspect", text(volume), values)
+
+
+def sweep_session(folder: Path, client: docker.APIClient | None, since: int) -> Counter[str]:
+    """Look for every value of the session in what is left at its end; how many of what there was."""
+    wanted = [shape for value in CANARIES for shape in shapes(value)]
+
+    def look(where: str, data: bytes) -> None:
+        assert not any(shape in data for shape in wanted), f"a secret is in {where}"
+
+    found = Counter(process=sweep_processes(CANARIES))
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= MAX_SWEPT_BYTES:
+            look(str(file), file.read_bytes())
+            found["file"] += 1
+    if client is not None:
+        found["thing of the engine"] = sweep_whole_engine(client, since, int(time.time()) + 1, CANARIES)
+        for one in client.containers(all=True):
+            with suppress(docker.errors.APIError):  # another's, gone meanwhile, or one that does not run
+                look("docker inspect", json.dumps(client.inspect_container(one["Id"]), ensure_ascii=False).encode())
+                look("docker logs", client.logs(one["Id"]))
+                look("docker top", json.dumps(client.top(one["Id"], "-eo pid,args"), ensure_ascii=False).encode())
+            found["container"] += 1
+        for layer in _new_layers(client, since):
+            for file in layer.rglob("*"):
+                if file.is_file() and not file.is_symlink() and file.stat().st_size <= MAX_SWEPT_BYTES:
+                    look(f"an image's layer, {file}", file.read_bytes())
+            found["layer"] += 1
+    return found
+
+
+def _new_layers(client: docker.APIClient, since: int) -> Iterator[Path]:
+    """The top layers of images that were made or named since, where this machine's disk shows them."""
+    for image in client.images():
+        try:
+            seen = client.inspect_image(image["Id"])
+        except docker.errors.ImageNotFound:
+            continue
+        tagged = str((seen.get("Metadata") or {}).get("LastTagTime") or "")[:19]
+        folder = ((seen.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+        if folder and tagged >= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since)) and os.access(folder, os.R_OK):
+            yield Path(folder)
 
 
 def sweep_whole_engine(client: docker.APIClient, since: int, until: int, values: Iterable[str]) -> int:

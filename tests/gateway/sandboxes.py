@@ -26,6 +26,7 @@ from gateway.settings import Settings
 from gateway.upstream import Upstream
 from gateway.wire import envelope
 from gateway.wire.channel import Channel
+from tests.gateway.leaks import remember
 from tests.servers import DEADLINE_S
 
 START_S = 120.0
@@ -101,6 +102,8 @@ async def sandbox(
     """Start the probe in a container, below a state folder of its own; nothing is left afterwards. `values` are secrets
     by name; denied attempts to reach something are added to `attempts`."""
     client = engine()
+    shown = {secret.name for secret in entry.secrets if secret.plain_env}
+    remember(value for name, value in (values or {}).items() if name not in shown)
     log = ServerLog()
     upstream = Upstream(entry.id, log, call_timeout_s=DEADLINE_S * 3, on_notification=lambda *_: None)
     stores = [EnvironmentSecrets({variable(name): value for name, value in (values or {}).items()})]

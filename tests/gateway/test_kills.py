@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.docker
+@pytest.mark.sec("SEC-074")
 def test_two_hundred_kills_at_random_moments_leave_nothing(tmp_path: Path, cache_dir: Path) -> None:
     engine, name = client(), f"lockgate.local/test-kills-{secrets.token_hex(4)}"
     seed = random.SystemRandom().randrange(1 << 32)

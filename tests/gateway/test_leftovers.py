@@ -134,6 +134,7 @@ async def test_the_socket_before_an_engine_behind_ssh_goes_with_its_gateway(tmp_
         shutil.rmtree(other, ignore_errors=True)
 
 
+@pytest.mark.sec("SEC-074")
 def test_files_that_a_dead_gateway_had_not_finished_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     state, cache = tmp_path / "state", tmp_path / "cache"
     for folder in (state / "listings", state / "definitions", cache / "catalogs", cache / "signatures"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from gateway.mounts import MountGuard
 from gateway.runs import Run
 from gateway.runtimes.docker import DockerRuntime
 from gateway.runtimes.labels import GATEWAY
+from gateway.secrets import EnvironmentSecrets, Secrets, variable
 from gateway.serverlog import ServerLog
 from gateway.upstream import Upstream
 from gateway.wire import envelope
 from gateway.wire.channel import Channel
 from tests.gateway.engines import client, engine_url, road_to_engine
+from tests.gateway.leaks import assert_absent, remember, sweep_whole_engine
 from tests.gateway.sandboxes import probe_entry
 from tests.servers import DEADLINE_S, until
 
@@ -33,6 +36,11 @@ GIVEN_UP_S = 0.5
 ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
 READ = "import pathlib, sys; print(pathlib.Path(sys.argv[1]).read_text())"
 FAIL = "import sys; print('half'); print('broken', file=sys.stderr); sys.exit(3)"
+SECRET = (
+    "import os, sys; key, token = os.environ['KEY'], open('/run/secrets/token').read();"
+    "print(key[::-1], token[::-1], key); print(token, file=sys.stderr); print(sorted(os.environ))"
+)
+CANARIES = {"box.key": "percall-c4nary/of=every+call", "box.token": "an0ther-percall-canary"}
 FLOOD = "print('x' * 3_000_000)"
 
 
@@ -56,15 +64,22 @@ def tools(image: str) -> Entry:
             "title": "Box",
             "description": "Tools without a server.",
             "limits": {"memory_mib": 128},
+            "secrets": [{"name": "box.key", "env": "KEY"}, {"name": "box.token", "file": "token"}],
             "per_call": [
                 tool("argv", "-c", ARGV, parameters=[args, level]),
                 tool("read", "-c", READ, parameters=[path], mounts=[{"config": "path"}]),
                 tool("fail", "-c", FAIL),
+                tool("secret", "-c", SECRET),
                 tool("flood", "-c", FLOOD),
                 tool("wait", "-c", "import time; time.sleep(3600)"),
             ],
         }
     )
+
+
+def secrets_of_the_box() -> Secrets:
+    remember(CANARIES.values())
+    return Secrets([EnvironmentSecrets({variable(name): value for name, value in CANARIES.items()})])
 
 
 class Place:
@@ -113,7 +128,9 @@ async def place(engine: docker.APIClient, tmp_path: Path, cache_dir: Path) -> As
         with anyio.fail_after(BUILD_S):
             base = await images.base("python", lambda _: None)
         guard = MountGuard([files], [])
-        runtime = DockerRuntime(engine_url(), images, tmp_path / "volumes", run, mounts=guard)
+        runtime = DockerRuntime(
+            engine_url(), images, tmp_path / "volumes", run, mounts=guard, secrets=secrets_of_the_box()
+        )
         assert await runtime.probe() is None
         place = Place(runtime, tools(base), run, engine, files)
         await place.open()
@@ -128,7 +145,7 @@ async def place(engine: docker.APIClient, tmp_path: Path, cache_dir: Path) -> As
 async def test_a_tool_shows_all_its_parameters_and_which_are_required(place: Place) -> None:
     raw = await place.upstream.list_all("tools/list", "tools")
     listed = {tool["name"]: tool for tool in map(envelope.value, raw)}
-    assert list(listed) == ["argv", "read", "fail", "flood", "wait"]
+    assert list(listed) == ["argv", "read", "fail", "secret", "flood", "wait"]
     assert listed["argv"]["inputSchema"] == {
         "type": "object",
         "properties": {
@@ -184,6 +201,28 @@ async def test_a_program_that_fails_is_an_error_with_what_it_said(place: Place) 
     assert "exit code 3" in text
 
 
+@pytest.mark.sec("SEC-058")
+@pytest.mark.sec("SEC-059")
+async def test_secrets_reach_the_containers_of_calls_and_stand_nowhere_else(
+    place: Place, engine: docker.APIClient
+) -> None:
+    since, values = int(time.time()), list(CANARIES.values())
+    for _ in range(2):  # made for the call, and made in advance
+        text, is_error = await place.call("secret")
+        assert not is_error
+        key, token, said = text.splitlines()[0].split(maxsplit=2)
+        assert [key[::-1], token[::-1]] == values
+        assert said == "[hidden secret: box.key]"
+        assert "'TOKEN'" not in text
+        spare = await place.spare()
+        seen = await to_thread.run_sync(engine.inspect_container, spare["Id"])
+        assert_absent("docker inspect", json.dumps(seen, ensure_ascii=False).encode(), values)
+    assert await to_thread.run_sync(sweep_whole_engine, engine, since, int(time.time()) + 1, values) > 5
+    log = "\n".join(line.text for line in place.log.lines())
+    assert "[hidden secret: box.token]" in log
+    assert_absent("the log", log.encode(), values)
+
+
 async def test_endless_output_is_cut(place: Place) -> None:
     text, is_error = await place.call("flood")
     assert not is_error
@@ -220,6 +259,7 @@ async def test_a_withdrawn_call_leaves_no_container(place: Place) -> None:
             await anyio.sleep(0.05)
 
 
+@pytest.mark.sec("SEC-074")
 @pytest.mark.parametrize("moment", ["a call", "the container in reserve", "a server", "a filter", "a network"])
 async def test_what_is_given_up_while_the_engine_makes_it_is_removed_at_once(
     moment: str, engine: docker.APIClient, tmp_path: Path, cache_dir: Path
@@ -229,7 +269,8 @@ async def test_what_is_given_up_while_the_engine_makes_it_is_removed_at_once(
         with Run(tmp_path / "state") as run:
             images = ImageStore(cache_dir, docker_url=engine_url(), run=run)
             base = await images.base("python", lambda _: None)
-            runtime = DockerRuntime(f"unix://{tmp_path}/e.sock", images, tmp_path / "volumes", run)
+            url = f"unix://{tmp_path}/e.sock"
+            runtime = DockerRuntime(url, images, tmp_path / "volumes", run, secrets=secrets_of_the_box())
             assert await runtime.probe() is None
             place = Place(runtime, tools(base), run, engine, tmp_path)
             log = ServerLog()

@@ -111,6 +111,7 @@ def one_of_each(objects: Objects, run: Run) -> set[str]:
 
 
 @pytest.mark.docker
+@pytest.mark.sec("SEC-074")
 async def test_what_dead_runs_left_goes_and_what_living_ones_and_other_gateways_hold_stays(
     tmp_path: Path, objects: Objects, origin: HttpOrigin
 ) -> None:
@@ -141,6 +142,7 @@ async def test_a_run_sweeps_what_it_released_and_could_not_remove(
 
 
 @pytest.mark.docker
+@pytest.mark.sec("SEC-075")
 async def test_foreign_objects_that_bear_our_labels_or_names_are_not_touched(
     tmp_path: Path, objects: Objects, origin: HttpOrigin
 ) -> None:

@@ -14,7 +14,7 @@ from gateway.reload import CatalogWatch
 from gateway.upstream import Notice
 from policies import Principal
 from tests.gateway.running import Place, running
-from tests.servers import DEADLINE_S, until, write_catalog
+from tests.servers import DEADLINE_S, LOCAL, until, write_catalog
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +48,20 @@ async def test_changed_file_is_taken_by_itself(tmp_path: Path) -> None:
             while "b__echo" not in await session.tools():
                 await anyio.sleep(0.02)
         assert json.loads(await session.call("b__echo", {"x": 1})) == {"x": 1}
+
+
+async def test_another_variable_for_a_secret_starts_the_server_anew(tmp_path: Path) -> None:
+    def wired(variable: str) -> dict[str, Any]:
+        return {"package": LOCAL, "command": ["friendly"], "secrets": [{"name": "a.key", "env": variable}]}
+
+    async with running(tmp_path, {"a": wired("KEY"), "b": ["friendly"]}) as place:
+        session = await place.session()
+        before = [await session.call(f"{id}__pid") for id in TWO]
+        write(tmp_path, {"a": wired("TOKEN"), "b": ["friendly"]})
+        changed = (await reload(place))["changed"]
+        assert [(one["name"], one["restarts"]) for one in changed] == [("a", True)]
+        after = [await session.call(f"{id}__pid") for id in TWO]
+        assert (before[0] == after[0], before[1] == after[1]) == (False, True)
 
 
 async def test_only_what_changed_is_started_anew(tmp_path: Path) -> None:

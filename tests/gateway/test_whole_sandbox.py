@@ -17,7 +17,7 @@ from gateway.runtimes.process import ProcessRuntime
 from gateway.secrets import EnvironmentSecrets, Secrets, variable
 from gateway.serverlog import ServerLog
 from gateway.upstream import Upstream
-from tests.gateway.leaks import assert_absent, sweep_files, sweep_processes
+from tests.gateway.leaks import assert_absent, remember, sweep_files, sweep_processes
 from tests.gateway.running import running
 from tests.gateway.sandboxes import PROBE, base_image, docker_url, engine
 from tests.gateway.test_runtimes import descendant
@@ -47,6 +47,7 @@ async def test_secrets_and_denied_attempts_through_a_whole_gateway(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine().close()
+    remember([CANARY])
     monkeypatch.setenv(variable("probe.key"), CANARY)
     server = {
         "image": await base_image(cache_dir),
@@ -131,6 +132,7 @@ async def test_a_process_is_refused_what_only_a_container_can_be_held_to(
 @pytest.mark.sec("SEC-058")
 async def test_a_sandboxed_process_gets_its_secrets_and_no_argument_shows_them(tmp_path: Path, cache_dir: Path) -> None:
     values = {"probe.key": CANARY, "probe.file": "in-a-file-c4nary"}
+    remember(values.values())
     secrets = (Secret(name="probe.key", env="KEY"), Secret(name="probe.file", file="token"))
     store = Secrets([EnvironmentSecrets({variable(name): value for name, value in values.items()})])
     with Run(tmp_path / "state") as run:
