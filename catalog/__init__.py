@@ -9,7 +9,7 @@ from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
 from catalog.instance import Instance
-from catalog.loader import find_shipped_catalog, load_catalog, parse_catalog
+from catalog.loader import find_shipped_catalog, load_catalog, load_profiles, parse_catalog, parse_profiles
 from catalog.lock import Lock, Source, read_lock, write_lock
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
@@ -51,7 +51,9 @@ __all__ = [
     "difference",
     "find_shipped_catalog",
     "load_catalog",
+    "load_profiles",
     "parse_catalog",
+    "parse_profiles",
     "read_lock",
     "write_lock",
 ]

@@ -4,6 +4,7 @@ Does not know YAML or files.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping as Members
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,42 +66,75 @@ def assemble(path: Path, root: Node, problems: list[Problem]) -> Catalog:
     return catalog
 
 
+def assemble_profiles(path: Path, root: Node, problems: list[Problem], base: Catalog) -> Catalog:
+    """Add the profiles of a document that has nothing else to a catalog.
+
+    Raises:
+        CatalogInvalid: something is wrong; all of it is in .problems, in the order of lines.
+    """
+    assembly = _Assembly(path, problems, base.entries)
+    profiles = assembly.profiles(root, base)
+    if assembly.problems:
+        raise CatalogInvalid(sorted(assembly.problems, key=lambda problem: problem.line or 0))
+    return Catalog(base.path, base.entries, {**base.profiles, **profiles}, base.publishers)
+
+
 class _Assembly:
     """One pass over one document; collects problems instead of stopping at the first."""
 
-    def __init__(self, path: Path, problems: list[Problem]) -> None:
+    def __init__(self, path: Path, problems: list[Problem], entries: Members[str, Entry] | None = None) -> None:
         self.problems = list(problems)
         self._path = path
-        self._entries: dict[str, Entry] = {}
-        self._ids: set[str] = set()
+        self._entries: dict[str, Entry] = dict(entries or {})
+        self._ids: set[str] = set(self._entries)
         """All ids in the file, also those of broken entries, so that a profile naming one is not blamed."""
 
     def catalog(self, root: Node) -> Catalog:
-        profiles: dict[str, Profile] = {}
         if not isinstance(root, Mapping):
             self._add(root.line, None, "must be a mapping that begins with version: 1 and servers:")
             return Catalog(self._path, {}, {})
-        for key, (line, _) in root.members.items():
-            if key not in _TOP_KEYS:
-                self._add(line, None, f"unknown key {quoted(key)}{did_you_mean(key, _TOP_KEYS)}")
-        self._check_version(root)
+        self._check_keys(root, _TOP_KEYS)
         if "servers" not in root.members:
             self._add(root.line, None, "the key servers is missing; add it, with the entries below it")
         for name, line, node in self._named(root, "servers"):
             entry = self._model(Entry, "servers", name, line, node)
             if entry is not None:
                 self._entries[name] = entry
-        for name, line, node in self._named(root, "profiles"):
-            profile = self._model(Profile, "profiles", name, line, node)
-            self._check_uses(name, node)
-            if profile is not None:
-                profiles[name] = profile
+        profiles = self._profiles(root)
         publishers = {
             name: publisher
             for name, line, node in self._named(root, "publishers")
             if (publisher := self._model(Publisher, "publishers", name, line, node)) is not None
         }
         return Catalog(self._path, self._entries, profiles, publishers)
+
+    def profiles(self, root: Node, base: Catalog) -> dict[str, Profile]:
+        """The profiles of a document that has no entries of its own."""
+        if not isinstance(root, Mapping):
+            self._add(root.line, None, "must be a mapping that begins with version: 1 and profiles:")
+            return {}
+        self._check_keys(root, ("version", "profiles"))
+        found = self._profiles(root)
+        _, named = root.members.get("profiles", (0, root))
+        for name, (line, _) in named.members.items() if isinstance(named, Mapping) else ():
+            if name in base.profiles:
+                self._add(line, place_name("profiles", name), f"is in {base.path} already; choose another name")
+        return found
+
+    def _profiles(self, root: Mapping) -> dict[str, Profile]:
+        found: dict[str, Profile] = {}
+        for name, line, node in self._named(root, "profiles"):
+            profile = self._model(Profile, "profiles", name, line, node)
+            self._check_uses(name, node)
+            if profile is not None:
+                found[name] = profile
+        return found
+
+    def _check_keys(self, root: Mapping, known: tuple[str, ...]) -> None:
+        for key, (line, _) in root.members.items():
+            if key not in known:
+                self._add(line, None, f"unknown key {quoted(key)}{did_you_mean(key, known)}")
+        self._check_version(root)
 
     def _add(self, line: int, where: str | None, message: str) -> None:
         self.problems.append(Problem(self._path, line, where, message))

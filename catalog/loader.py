@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from catalog.assembly import assemble
+from catalog.assembly import assemble, assemble_profiles
 from catalog.cache import CatalogCache
 from catalog.catalog import Catalog
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, CatalogUnreadable, Problem, place_name
@@ -86,6 +86,27 @@ def parse_catalog(path: Path, text: str) -> Catalog:
     composer = _Composer(path)
     root = composer.compose(text)
     return assemble(path, root, composer.problems)
+
+
+def load_profiles(path: Path, base: Catalog) -> Catalog:
+    """Return the catalog with the profiles of another file beside its own: a document without servers.
+
+    Raises:
+        CatalogUnreadable: the file cannot be read.
+        CatalogInvalid: it breaks rules, or has a profile that the catalog has already.
+    """
+    return parse_profiles(path, read_text(path), base)
+
+
+def parse_profiles(path: Path, text: str, base: Catalog) -> Catalog:
+    """The same for the text of such a file; the path is for messages.
+
+    Raises:
+        CatalogInvalid: as `load_profiles`.
+    """
+    composer = _Composer(path)
+    root = composer.compose(text)
+    return assemble_profiles(path, root, composer.problems, base)
 
 
 @dataclass(slots=True)

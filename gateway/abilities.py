@@ -25,7 +25,7 @@ def lacking(entry: Entry) -> Iterator[str]:
         entry.configured({})
     except CatalogError as exc:
         asked = "; ".join(problem.message for problem in exc.problems)
-        yield f"is not configured: {asked}; give it the values in a profile (docs/catalog.md)"
+        yield f"is not configured: {asked}; give it values in a profile: lockgate profile set"
     if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
         yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
     if any(tool.engine_socket for tool in entry.per_call):

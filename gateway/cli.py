@@ -22,6 +22,7 @@ from gateway.commands import (
     image,
     key,
     model,
+    profile_changes,
     review,
     serve,
     server,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("stdio")(stdio.stdio)
 app.command("check")(check.check)
+app.add_typer(profile_changes.app, name="profile", help="See, make and change profiles, and choose the one at /mcp.")
 app.add_typer(tools.app, name="tools", help="List and call the tools of a profile.")
 app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
 app.add_typer(key.app, name="key", help="API keys for programs that call the gateway.")

@@ -21,7 +21,7 @@ from gateway import audit, errors, policyfiles
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
-from gateway.catalogs import open_catalog
+from gateway.catalogs import open_catalog, profiles_file
 from gateway.choice import write_choice
 from gateway.database import Database
 from gateway.docker_engine import DockerEngine
@@ -68,7 +68,7 @@ class Gateway:
         self.profile: Profile = self.catalog.profile(settings.profile)
         self._listings = ListingStore(settings.state_dir / "listings")
         self.catalog_watch = CatalogWatch(
-            lambda: [self.catalog.path, *policyfiles.paths(settings)],
+            lambda: [self.catalog.path, profiles_file(settings), *policyfiles.paths(settings)],
             self._reload,
         )
         self._stack = AsyncExitStack()

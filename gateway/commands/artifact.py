@@ -70,7 +70,7 @@ def only_profile(catalog: Catalog, name: str) -> str:
         NotInCatalog: there is no such profile.
     """
     profile = catalog.profile(name)
-    entries = [catalog.entry(id) for id in dict.fromkeys(profile.servers)]
+    entries = [catalog.entry(id) for id in profile.entries]
     return write_catalog(entries, [profile], catalog.publishers.values())
 
 

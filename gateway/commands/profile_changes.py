@@ -1,0 +1,214 @@
+"""`lockgate profile add`, `set` and the like: one thing about one profile changed, wherever it is written.
+
+Knows which part of a profile each command is about; what may stand there is judged before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import typer
+from ruamel.yaml.comments import CommentedMap
+
+from gateway import profilefile
+from gateway.commands.profile import Name, app, written
+from gateway.commands.running import settings
+from gateway.errors import SettingsError
+from gateway.profilefile import sequence
+from gateway.profiles import ProfileFiles
+
+PAIR: Final = "NAME=VALUE"
+Server = Annotated[str, typer.Argument(help="The name a server has in the profile.")]
+
+
+@app.command("add")
+def add(
+    name: Name,
+    servers: Annotated[list[str], typer.Argument(help="Entries of the catalogue.")],
+    alias: Annotated[
+        str | None, typer.Option("--as", help="Another name for the one server, which then runs apart.")
+    ] = None,
+) -> None:
+    """Add servers to a profile."""
+    if alias is not None and len(servers) != 1:
+        raise SettingsError("--as gives one server a name; name one entry")
+
+    def change(profile: CommentedMap) -> None:
+        profile["servers"].extend([alias] if alias else servers)
+        if alias:
+            _member(profile, "details", alias)["server"] = servers[0]
+
+    _changed(name, change)
+
+
+@app.command("remove")
+def remove(name: Name, servers: Annotated[list[str], typer.Argument(help="Names in the profile.")]) -> None:
+    """Remove servers from a profile, with all that is particular about them."""
+
+    def change(profile: CommentedMap) -> None:
+        for server in servers:
+            _known(profile, server)
+            profile["servers"].remove(server)
+            for key in ("details", "tools"):
+                profile.get(key, {}).pop(server, None)
+                _tidy(profile, key)
+
+    _changed(name, change)
+
+
+@app.command("set")
+def set_(
+    name: Name,
+    server: Server,
+    values: Annotated[list[str], typer.Argument(help=f"{PAIR}; NAME= removes the value.")],
+) -> None:
+    """Give a server settings, of the types its entry lists; a list is written with commas."""
+    catalog = ProfileFiles(settings()).catalog()
+    entry = catalog.entry(catalog.profile(name).entry_id(server))
+    types = {setting.name: setting.type for setting in entry.config}
+
+    def change(profile: CommentedMap) -> None:
+        _known(profile, server)
+        given = _member(profile, "details", server, "settings")
+        for key, value in map(_pair, values):
+            if value:
+                given[key] = _typed(value, types.get(key, "string"))
+            else:
+                given.pop(key, None)
+        _tidy(profile, "details", server, "settings")
+
+    _changed(name, change)
+
+
+@app.command("secret")
+def secret(
+    name: Name,
+    server: Server,
+    values: Annotated[list[str], typer.Argument(help="PLACE=NAME, as in github.token=work/github; PLACE= removes it.")],
+) -> None:
+    """Say which kept secret fills a place of a server. The secret itself is never given here."""
+
+    def change(profile: CommentedMap) -> None:
+        _known(profile, server)
+        given = _member(profile, "details", server, "secrets")
+        for place, kept in map(_pair, values):
+            if kept:
+                given[place] = kept
+            else:
+                given.pop(place, None)
+        _tidy(profile, "details", server, "secrets")
+
+    _changed(name, change)
+
+
+@app.command("select")
+def select(
+    name: Name,
+    server: Server,
+    tools: Annotated[list[str] | None, typer.Argument(help="The only tools to show, as the server names them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show all of them.")] = False,
+) -> None:
+    """Choose the tools of a server that the profile shows."""
+    if every == bool(tools):
+        raise SettingsError("name the tools to show, or --all")
+
+    def change(profile: CommentedMap) -> None:
+        _known(profile, server)
+        chosen = _member(profile, "tools")
+        if every:
+            chosen.pop(server, None)
+        else:
+            chosen[server] = sequence(list(tools or []))
+        _tidy(profile, "tools")
+
+    _changed(name, change)
+
+
+@app.command("rename-tool")
+def rename_tool(
+    name: Name,
+    server: Server,
+    tool: Annotated[str, typer.Argument(help="The tool, as its server names it.")],
+    new: Annotated[str, typer.Argument(help="Its name here; left out, its own again.")] = "",
+) -> None:
+    """Give a tool another name in a profile."""
+
+    def change(profile: CommentedMap) -> None:
+        _known(profile, server)
+        names = _member(profile, "details", server, "rename")
+        if new:
+            names[tool] = new
+        else:
+            names.pop(tool, None)
+        _tidy(profile, "details", server, "rename")
+
+    _changed(name, change)
+
+
+@app.command("bind")
+def bind(
+    name: Name,
+    principals: Annotated[list[str] | None, typer.Option("--principal", help="Somebody it is for.")] = None,
+    groups: Annotated[list[str] | None, typer.Option("--group", help="A group it is for.")] = None,
+    everybody: Annotated[bool, typer.Option("--everybody", help="It is for everybody again.")] = False,
+) -> None:
+    """Say whom a profile is for, in place of what was said before; to others it does not exist."""
+    if everybody == bool(principals or groups):
+        raise SettingsError("name somebody with --principal or --group, or --everybody")
+
+    def change(profile: CommentedMap) -> None:
+        bound = {"principals": principals, "groups": groups}
+        profile["for"] = CommentedMap({key: sequence(names) for key, names in bound.items() if names})
+        _tidy(profile, "for")
+
+    _changed(name, change)
+
+
+def _changed(name: str, change: Callable[[CommentedMap], None]) -> None:
+    written(name, lambda text: profilefile.changed(text, name, change), ProfileFiles(settings()))
+
+
+def _known(profile: CommentedMap, server: str) -> None:
+    if server not in profile["servers"]:
+        raise SettingsError(f"the profile has no server {server}; it has {', '.join(profile['servers'])}")
+
+
+def _member(profile: CommentedMap, *path: str) -> CommentedMap:
+    for key in path:
+        profile = profile.setdefault(key, CommentedMap())
+    return profile
+
+
+def _tidy(profile: CommentedMap, *path: str) -> None:
+    """Take out what was left empty, from the inside out."""
+    for depth in range(len(path), 0, -1):
+        inside = profile
+        for key in path[: depth - 1]:
+            inside = inside.get(key, CommentedMap())
+        if inside.get(path[depth - 1]) == {}:
+            del inside[path[depth - 1]]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"write {PAIR}, not {text if not equals else '=...'}")
+    return key, value
+
+
+def _typed(text: str, kind: str) -> Any:
+    """The value as the type of its setting; what does not fit stays text, which the check of the profile refuses."""
+    try:
+        match kind:
+            case "integer":
+                return int(text)
+            case "number":
+                return float(text)
+            case "list":
+                return sequence(text.split(","))
+    except ValueError:
+        return text
+    return {"true": True, "false": False}.get(text, text) if kind == "boolean" else text
+
+
+__all__ = ["app"]
