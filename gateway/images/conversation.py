@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -31,14 +31,16 @@ Body: TypeAlias = bytes | Iterable[bytes]
 
 
 class Conversation:
-    """One repository of one registry, or a mirror of it. Use it in one thread, and close it."""
+    """One repository of one registry, or mirrors of it. Use it in one thread, and close it."""
 
-    def __init__(self, name: ImageName, login: Login | None, *, insecure: bool = False, mirror: str = "") -> None:
-        """`insecure` allows HTTP where there is no TLS; `mirror` is the URL to ask before Docker Hub."""
+    def __init__(
+        self, name: ImageName, login: Login | None, *, insecure: bool = False, mirrors: Sequence[str] = ()
+    ) -> None:
+        """`insecure` allows HTTP where there is no TLS; `mirrors` are the URLs to ask before Docker Hub, in order."""
         self.name = name
         self._login = login
         self._bases = [f"https://{name.host}/"] + ([f"http://{name.host}/"] if insecure else [])
-        self._mirrors = [f"{mirror.rstrip('/')}/"] if mirror and name.registry == HUB else []
+        self._mirrors = [f"{mirror.rstrip('/')}/" for mirror in mirrors] if name.registry == HUB else []
         self._insecure = insecure
         self._certificate = _certificate_of(name.host)
         self._session = requests.Session()
@@ -51,7 +53,7 @@ class Conversation:
         self._session.close()
 
     def read(self, path: str, headers: Mapping[str, str]) -> requests.Response:
-        """GET something of the repository: from the mirror if it has it, else from the registry. To be closed.
+        """GET something of the repository: from the first mirror that has it, else from the registry. To be closed.
 
         Raises:
             ImageError: nobody can be asked.
@@ -65,6 +67,11 @@ class Conversation:
                 return response
             response.close()
         return self.ask("GET", path, headers=headers)
+
+    def give_up_mirrors(self) -> bool:
+        """One of them sent what it should not have: from now on only the registry is asked. Whether that is new."""
+        mirrors, self._mirrors = self._mirrors, []
+        return bool(mirrors)
 
     def ask(
         self,
@@ -120,7 +127,10 @@ class Conversation:
         response = self._once(method, url, headers, body, answer)
         if response.status_code == 401:
             response.close()
-            raise ImageError(f"{self.name.host} refused the login for {self.name.full}; see: docker login")
+            raise ImageError(
+                f"{self.name.host} refused the login for {self.name.full}: the password or token is wrong, has "
+                "expired, or does not open this repository; see: docker login"
+            )
         return response
 
     def _once(

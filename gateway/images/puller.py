@@ -10,8 +10,9 @@ from contextlib import closing
 from typing import Any, Final
 
 import anyio
+from anyio import to_thread
 
-from gateway.docker_engine import DockerEngine, EngineErrors
+from gateway.docker_engine import DockerEngine, EngineErrors, short
 from gateway.errors import EngineDown, ImageError
 from gateway.images.logins import login_for
 from gateway.images.names import HUB, ImageName
@@ -36,7 +37,8 @@ class Puller:
         self._reachability = Reachability()
 
     async def resolve(self, name: ImageName) -> str:
-        """The digest that the tag stands for now, as the engine sees its registry.
+        """The digest that the tag stands for now, as the engine sees its registry, or where it cannot say so (Podman),
+        as it looks from here.
 
         Raises:
             ImageError: the registry cannot be asked, or has no such tag.
@@ -44,9 +46,17 @@ class Puller:
         await self._reach(name)
         try:
             found = await self._engine.run(lambda client: client.inspect_distribution(name.tagged))  # type: ignore[no-untyped-call]
+            return str(found["Descriptor"]["digest"])
         except (*EngineErrors, EngineDown) as exc:
-            raise ImageError(f"{name.tagged} cannot be resolved: {without_logins(str(exc))}") from exc
-        return str(found["Descriptor"]["digest"])
+            by_engine = without_logins(short(exc))
+        try:
+            return await to_thread.run_sync(self._resolve_here, name)
+        except ImageError as exc:
+            raise ImageError(f"{name.tagged} cannot be resolved: {exc} (the engine says: {by_engine})") from exc
+
+    def _resolve_here(self, name: ImageName) -> str:
+        with closing(self.connect(name)) as registry:
+            return registry.manifest(name.tag or "latest").digest
 
     async def pull(self, name: ImageName, progress: Progress) -> None:
         """Pull the image by its digest, which the engine checks.
@@ -77,13 +87,14 @@ class Puller:
             info = await self._engine.run(lambda client: client.info())
         except (*EngineErrors, EngineDown) as exc:
             raise ImageError(without_logins(str(exc))) from exc
-        address = _whom_to_reach(name, info)
-        if not await self._reachability.check(address):
-            raise ImageError(
-                f"{name.pinned if name.digest else name.tagged} is not here, and its registry "
-                f"({address[0]}) cannot be reached"
-            )
-        return address
+        addresses = _whom_to_reach(name, info)
+        for address in addresses:
+            if await self._reachability.check(address):
+                return address
+        tried = ", ".join(host for host, _ in addresses)
+        raise ImageError(
+            f"{name.pinned if name.digest else name.tagged} is not here, and its registry ({tried}) cannot be reached"
+        )
 
     def connect(self, name: ImageName) -> RegistryClient:
         """The image's repository, to be read here and not by the engine. Blocking."""
@@ -92,9 +103,8 @@ class Puller:
                 config = client.info().get("RegistryConfig") or {}
         except (*EngineErrors, OSError) as exc:
             raise ImageError(self._engine.without_answer(exc)) from exc
-        mirrors = config.get("Mirrors") or []
-        mirror = str(mirrors[0]) if mirrors and name.registry == HUB else ""
-        return RegistryClient(name, login_for(name.registry), insecure=_is_insecure(name.host, config), mirror=mirror)
+        mirrors = [str(mirror) for mirror in config.get("Mirrors") or ()]
+        return RegistryClient(name, login_for(name.registry), insecure=_is_insecure(name.host, config), mirrors=mirrors)
 
 
 def follow(reports: Iterable[dict[str, Any]], name: ImageName, progress: Progress) -> None:
@@ -119,15 +129,14 @@ def follow(reports: Iterable[dict[str, Any]], name: ImageName, progress: Progres
         raise ImageError(f"the registry refused {name.pinned}: {failure}")
 
 
-def _whom_to_reach(name: ImageName, info: dict[str, Any]) -> tuple[str, int]:
-    """Whom the engine must reach to pull: its proxy or its mirror where it has one, else the registry."""
+def _whom_to_reach(name: ImageName, info: dict[str, Any]) -> list[tuple[str, int]]:
+    """Of whom the engine must reach one to pull: its proxy where it has one, else a mirror or the registry."""
     proxy = info.get("HttpsProxy") or info.get("HttpProxy")
     mirrors = (info.get("RegistryConfig") or {}).get("Mirrors") or []
     if proxy:
-        return _url_address(str(proxy))
-    if mirrors and name.registry == HUB:
-        return _url_address(str(mirrors[0]))
-    return registry_address(name.full)
+        return [_url_address(str(proxy))]
+    found = [_url_address(str(mirror)) for mirror in mirrors] if name.registry == HUB else []
+    return [*found, registry_address(name.full)]
 
 
 def _url_address(url: str) -> tuple[str, int]:

@@ -96,12 +96,15 @@ def open_registry(name: ImageName) -> RegistryClient:
 
 
 class RegistryClient:
-    """One repository of one registry, or a mirror of it. Use it in one thread, and close it."""
+    """One repository of one registry, or mirrors of it. Use it in one thread, and close it. A mirror that sends what
+    does not fit its digest is not asked again; the registry itself is."""
 
-    def __init__(self, name: ImageName, login: Login | None, *, insecure: bool = False, mirror: str = "") -> None:
-        """`insecure` allows HTTP where there is no TLS; `mirror` is the URL to ask before Docker Hub."""
+    def __init__(
+        self, name: ImageName, login: Login | None, *, insecure: bool = False, mirrors: Sequence[str] = ()
+    ) -> None:
+        """`insecure` allows HTTP where there is no TLS; `mirrors` are the URLs to ask before Docker Hub, in order."""
         self._name = name
-        self._talk = Conversation(name, login, insecure=insecure, mirror=mirror)
+        self._talk = Conversation(name, login, insecure=insecure, mirrors=mirrors)
 
     def close(self) -> None:
         self._talk.close()
@@ -118,6 +121,8 @@ class RegistryClient:
         content = self._get(f"manifests/{reference}", ACCEPT)
         document = Document(content, digest_of(content))
         if ":" in reference and document.digest != reference:
+            if self._talk.give_up_mirrors():
+                return self.manifest(reference)
             raise ImageError(f"{self._name.host} sent another manifest than {reference} of {self._name.full}")
         return document
 
@@ -129,6 +134,8 @@ class RegistryClient:
         """
         content = self._get(f"blobs/{digest}", "*/*", MAX_BYTES if size is None else size)
         if digest_of(content) != digest or len(content) != (len(content) if size is None else size):
+            if self._talk.give_up_mirrors():
+                return self.blob(digest, size)
             raise ImageError(f"{self._name.host} sent another blob than {digest} of {self._name.full}")
         return content
 
@@ -157,6 +164,9 @@ class RegistryClient:
             path.write_bytes(b"")
             return
         part.unlink(missing_ok=True)
+        if self._talk.give_up_mirrors():
+            self.pull_blob(digest, size, path, progress)
+            return
         raise ImageError(f"{self._name.host} sent another blob than {digest} of {self._name.full}")
 
     def _write(self, response: requests.Response, part: Path, had: int, size: int, progress: Transferred) -> bool:
@@ -195,6 +205,14 @@ class RegistryClient:
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else ()
 
     def _get(self, path: str, accept: str, max_bytes: int = MAX_BYTES) -> bytes:
+        try:
+            return self._got(path, accept, max_bytes)
+        except ImageError:
+            if self._talk.give_up_mirrors():
+                return self._got(path, accept, max_bytes)
+            raise
+
+    def _got(self, path: str, accept: str, max_bytes: int) -> bytes:
         with self._open(path, {"Accept": accept}) as response:
             parts, size = [], 0
             try:

@@ -7,14 +7,18 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import secrets
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import docker
 import pytest
@@ -30,6 +34,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from joserfc import jwt
+from joserfc.jwk import ECKey
 
 from tests.gateway.engines import make_tiny_image
 
@@ -124,10 +130,90 @@ def forget(engine: docker.APIClient, full: str) -> None:
                     continue  # it went with another name
 
 
+class TokenService:
+    """Gives out the tokens that a registry wants to see (the registries' token protocol), for a login or an identity
+    token. `broken` is what is wrong with them."""
+
+    SERVICE, ISSUER, IDENTITY = "test registry", "test issuer", "identity-t0ken-of-the-robot"
+
+    def __init__(self, folder: Path) -> None:
+        self.broken: Literal["", "expired", "foreign", "of another service", "without rights"] = ""
+        self.asked: list[str] = []
+        """Who asked for a token."""
+        folder.mkdir(exist_ok=True)
+        _certify(folder)
+        self.bundle = folder / "ca.crt"
+        self._key = ECKey.import_key((folder / "ca.key").read_text())
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                given = self.headers.get("Authorization", "")
+                login = base64.b64decode(given.removeprefix("Basic ")).decode()
+                query = parse_qs(urlsplit(self.path).query)
+                self._answer(login.partition(":")[0], login == f"{USER}:{PASSWORD}", query)
+
+            def do_POST(self) -> None:
+                form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self._answer("identity", form.get("refresh_token") == [service.IDENTITY], form)
+
+            def _answer(self, who: str, knows: bool, asked: dict[str, list[str]]) -> None:
+                service.asked.append(who)
+                body = json.dumps({"token": service.token(asked.get("scope", []))} if knows else {}).encode()
+                self.send_response(200 if knows else 401)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nobody reads it."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.realm = f"http://127.0.0.1:{self._server.server_address[1]}/token"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def token(self, scopes: list[str]) -> str:
+        at = int(time.time()) - (3600 if self.broken == "expired" else 0)
+        access = [
+            {"type": kind, "name": name, "actions": actions.split(",")}
+            for kind, name, actions in (scope.split(":") for each in scopes for scope in each.split())
+        ]
+        claims = {
+            "iss": self.ISSUER,
+            "aud": "elsewhere" if self.broken == "of another service" else self.SERVICE,
+            "sub": USER,
+            "nbf": at - 60,
+            "iat": at,
+            "exp": at + 300,
+            "jti": secrets.token_hex(8),
+            "access": [] if self.broken == "without rights" else access,
+        }
+        der = base64.b64encode(x509.load_pem_x509_certificate(self.bundle.read_bytes()).public_bytes(Encoding.DER))
+        key = ECKey.generate_key("P-256") if self.broken == "foreign" else self._key
+        return jwt.encode({"typ": "JWT", "alg": "ES256", "x5c": [der.decode()]}, claims, key)
+
+
 @contextmanager
-def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterator[TestRegistry]:
+def token_service(folder: Path) -> Iterator[TokenService]:
+    service = TokenService(folder)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@contextmanager
+def registry(
+    folder: Path, *, login: bool = False, tls: bool = False, tokens: TokenService | None = None
+) -> Iterator[TestRegistry]:
     """A real container registry on the loopback interface; engines take it without TLS. With TLS its certificate is in
-    `folder` as ca.crt."""
+    `folder` as ca.crt. It lets in whoever knows the password, or has a token of the service."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed")
@@ -145,6 +231,9 @@ def registry(folder: Path, *, login: bool = False, tls: bool = False) -> Iterato
     if login:
         (folder / "htpasswd").write_text(HTPASSWD + "\n")
         text += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
+    if tokens is not None:
+        facts = {"realm": tokens.realm, "service": tokens.SERVICE, "issuer": tokens.ISSUER}
+        text += f"auth: {json.dumps({'token': {**facts, 'rootcertbundle': str(tokens.bundle)}})}\n"
     config.write_text(text)
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
