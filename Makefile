@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance bench-relay bench-containers bench-search bench-policy catalog-check lock clean
+.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-search bench-policy catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ bench-search: ## Measure how well and how fast the catalogue is searched
 bench-policy: ## Measure how long decisions and filtered listings take
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.policy $(ARGS)
+
+agent-eval: ## Let an agent do sixty tasks with the starter servers (MODEL=..., a quarter of an hour)
+	@.ci/bootstrap --dev
+	@.ci/engine
+	@.ci/with-node .venv/bin/python -m benchmarks.agent_eval $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 catalog-check: ## Build, start and list every server of the catalogue that has a package (takes an hour)
 	@.ci/bootstrap --dev

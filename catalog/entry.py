@@ -8,7 +8,7 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
@@ -61,6 +61,8 @@ class Entry(Part):
     remote: Remote | None = None
     per_call: Annotated[tuple[CallTool, ...], Field(max_length=100)] = ()
     """Tools each call of which runs a container of its own; such an entry has no server."""
+    built_in: Literal["agent"] | None = None
+    """A server that is part of the gateway: agent lets a local model work with the caller's tools."""
     transport: Transport = "stdio"
     """How the container is spoken to; http and sse are served by it on port, below path."""
     port: Annotated[WholeNumber, Field(ge=1, le=65_535)] | None = None
@@ -112,10 +114,12 @@ class Entry(Part):
         return self
 
     def _ways_to_run(self) -> Iterator[str]:
-        if not (self.image or self.package or self.remote or self.per_call):
+        if not (self.image or self.package or self.remote or self.per_call or self.built_in):
             yield "says nothing that could run; add image, package or remote (or per_call)"
         if self.per_call and (self.image or self.package or self.remote):
             yield "has per_call beside image, package or remote; each call runs a container of its own, so remove one"
+        if self.built_in and (self.image or self.package or self.remote or self.per_call or self.network != "none"):
+            yield "has built_in beside what would run elsewhere; such a server is part of the gateway: remove the rest"
         if self.package and not self.command:
             yield "has a package but no command; add command, the argv that starts the server from it"
         if self.command and not self.package:
@@ -203,8 +207,8 @@ class Entry(Part):
         deciding = self.model_dump(
             mode="json",
             include={
-                "image", "package", "remote", "per_call", "transport", "port", "path", "command", "args", "env",
-                "config", "config_any_of", "secrets", "volumes", "mounts", "network", "hosts", "limits",
+                "image", "package", "remote", "per_call", "built_in", "transport", "port", "path", "command", "args",
+                "env", "config", "config_any_of", "secrets", "volumes", "mounts", "network", "hosts", "limits",
                 "container_runtime",
             },
         )  # fmt: skip

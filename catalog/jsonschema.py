@@ -76,7 +76,7 @@ def _model(model: type[BaseModel], key: str, parts: dict[str, Any]) -> dict[str,
     del schema["properties"][key]
     schema["required"] = [name for name in schema["required"] if name != key]
     if model is Entry:
-        schema["anyOf"] = [{"required": [way]} for way in ("image", "package", "remote", "per_call")]
+        schema["anyOf"] = [{"required": [way]} for way in ("image", "package", "remote", "per_call", "built_in")]
         schema["dependentRequired"] = {"package": ["command"], "command": ["package"], "args": ["image"]}
     return _plain(schema, model.__name__)
 

@@ -19,6 +19,7 @@ from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.caller import SOURCE, Caller
 from gateway.hearing import Hearing
+from gateway.inner import calling
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
@@ -417,6 +418,7 @@ class Door:
             members["inputResponses"] = envelope.raw(resume.answers)
             if isinstance(resume.continuation, Retry) and resume.continuation.state is not None:
                 members["requestState"] = resume.continuation.state
+        calling.set(caller)
         try:
             return await upstream.start(method, members, caller=caller.facts)
         except BaseException:

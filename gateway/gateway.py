@@ -24,10 +24,12 @@ from gateway.auth.configuration import read_configuration
 from gateway.catalogs import open_catalog, profiles_file
 from gateway.choice import write_choice
 from gateway.database import Database
+from gateway.delegation import Delegate
 from gateway.docker_engine import DockerEngine
 from gateway.door import Door
 from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
+from gateway.inner import InnerRuntime
 from gateway.leftovers import remove_leftovers
 from gateway.leftovers import watch as watch_leftovers
 from gateway.listings import Listing, ListingStore
@@ -147,6 +149,7 @@ class Gateway:
             self.door = Door(policy, self.audit, page_size=self.settings.page_size)
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
+            self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.reviews = Reviews(self.settings.catalog_lock, state / DEFINITIONS, self._kept_back)
             self._loop = asyncio.get_running_loop()
@@ -159,7 +162,7 @@ class Gateway:
                 self.door.hearing,
                 Bounds(servers=self.settings.max_servers),
                 use.note,
-                lambda entry, listing: self.reviews.admit(entry.entry_id, listing, entry.id),
+                self._admitted,
             )
             self.door.serve(self.pool)
             tasks.start_soon(self.catalog_watch.watch)
@@ -174,6 +177,10 @@ class Gateway:
     async def __aexit__(self, *exc: object) -> None:
         # Every part bounds its own release, so the whole is bounded.
         await self._stack.aclose()
+
+    def _admitted(self, entry: Entry, listing: Listing) -> Listing:
+        """The listing without what a person must look at first; the gateway's own tools change with the gateway."""
+        return listing if entry.built_in else self.reviews.admit(entry.entry_id, listing, entry.id)
 
     async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings
@@ -260,6 +267,8 @@ class Gateway:
             raise errors.UpstreamUnavailable(f"server {entry.id} is not started: {exc}") from exc
         if entry.remote is not None and entry.image is None and entry.package is None:
             return self.remote
+        if entry.built_in is not None:
+            return self.inner
         if self.no_engine is None:
             return self.docker
         if self.settings.runtime == "docker":

@@ -71,7 +71,7 @@ class Keeper:
             if connection.upstream is not None:
                 await connection.upstream.ended.wait()
             runtime = await self._prepared(server)
-            connection.counts = runtime.name != "remote"
+            connection.counts = runtime.name not in ("remote", "built in")
             async with self._places.place(server.entry.id) if connection.counts else nullcontext():
                 opened = await self._start(server, connection, runtime)
                 try:
@@ -124,7 +124,7 @@ class Keeper:
         if server.state != "running":
             server.state = "starting"
         old_transport = (
-            bool(entry.per_call)
+            bool(entry.per_call or entry.built_in)
             or entry.transport == "sse"
             or (entry.remote is not None and entry.remote.transport == "sse")
         )

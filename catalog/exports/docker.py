@@ -22,6 +22,9 @@ def export_docker(name: str, entries: Iterable[Entry]) -> tuple[dict[str, Any], 
     registry: dict[str, Any] = {}
     notes: list[str] = []
     for entry in entries:
+        if entry.built_in:
+            notes.append(f"{entry.id}: left out: it is part of the gateway")
+            continue
         if not (entry.image or entry.remote or entry.per_call):
             notes.append(f"{entry.id}: left out: it runs from a package, and Docker's catalogue has images and remotes")
             continue

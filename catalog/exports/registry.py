@@ -28,6 +28,8 @@ def export_registry(entry: Entry, namespace: str, version: str) -> tuple[dict[st
         notes.append(f"{entry.id}: its description was cut to {MAX_DESCRIPTION} characters")
     if entry.per_call:
         notes.append(f"{entry.id}: containers per call cannot be written in server.json")
+    if entry.built_in:
+        notes.append(f"{entry.id}: a server that is part of the gateway cannot be written in server.json")
     packages = list(_packages(entry))
     document: dict[str, Any] = {
         "$schema": SCHEMA,

@@ -173,6 +173,7 @@ def _runs_as(entry: Entry) -> str:
         (entry.package, "package"),
         (entry.remote, "remote"),
         (entry.per_call, "container per call"),
+        (entry.built_in, "built in"),
     )
     return ", ".join(name for way, name in ways if way)
 

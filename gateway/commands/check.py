@@ -66,10 +66,11 @@ async def _work(profile: str | None, start: bool) -> list[dict[str, Any]]:
             f"{engine}; processes: {sandbox}",
         )
         stored = [model.ref for model in gateway.models.stored()]
+        is_there = wanted.model in stored or "://" in wanted.model
         note(
             "model",
-            wanted.model in stored,
-            wanted.model if wanted.model in stored else f"not fetched: lockgate model pull {wanted.model}",
+            is_there,
+            wanted.model if is_there else f"not fetched: lockgate model pull {wanted.model}",
         )
         if start:
             for id in gateway.catalog.profile(profile or wanted.profile).names:

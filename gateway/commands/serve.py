@@ -64,6 +64,8 @@ async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None
 
 async def _fetch_model(gateway: Gateway) -> str:
     ref = gateway.settings.model
+    if "://" in ref:
+        return ref
     store = gateway.models.store
     if any(model.ref == ref for model in await to_thread.run_sync(store.list)):
         return ref

@@ -709,3 +709,13 @@ def test_two_servers_and_tools_never_share_a_qualified_name(a: str, x: str, b: s
 )
 def test_an_entry_cannot_ask_for_more_than_its_box(tmp_path: Path, asked: str) -> None:
     refusal(tmp_path, BOX + asked + "\n")
+
+
+def test_built_in_server_has_nothing_that_runs_elsewhere() -> None:
+    base = {"id": "agent", "title": "Agent", "description": "Works.", "built_in": "agent"}
+    assert Entry.model_validate(base).built_in == "agent"
+    for more in ({"image": "example/box:1"}, {"remote": {"url": "https://example.org/mcp"}}, {"network": "internet"}):
+        with pytest.raises(ValidationError, match="such a server is part of the gateway"):
+            Entry.model_validate({**base, **more})
+    with pytest.raises(ValidationError):
+        Entry.model_validate({**base, "built_in": "other"})

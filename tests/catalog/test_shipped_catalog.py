@@ -67,7 +67,7 @@ def test_every_entry_says_in_one_sentence_of_its_own_what_it_does(shipped: Catal
 def test_every_entry_tells_what_it_is_and_where_it_comes_from(shipped: Catalog) -> None:
     for id, entry in shipped.entries.items():
         assert entry.categories, id
-        assert entry.source or entry.remote or entry.per_call, id
+        assert entry.source or entry.remote or entry.per_call or entry.built_in, id
         assert entry.package is None or entry.tools, id
     assert sum(len(entry.tools) for entry in shipped.entries.values()) >= 4000
 
