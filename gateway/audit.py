@@ -40,6 +40,8 @@ class Record(msgspec.Struct, gc=False):
     """Which of its instances, if the profile has one of its own."""
     item: str = ""
     arguments: str = ""
+    policy: str = ""
+    """The generation of the policies that decided."""
     policies: tuple[str, ...] = ()
     outcome: Outcome = "cancelled"
     detail: str = ""

@@ -22,6 +22,7 @@ from gateway.commands import (
     image,
     key,
     model,
+    policy,
     profile_changes,
     review,
     serve,
@@ -55,6 +56,7 @@ catalog.app.command("review")(review.review)
 catalog.app.command("export")(exchange.export)
 catalog.app.command("push")(artifact.push_catalog)
 catalog.app.command("pull")(artifact.pull_catalog)
+app.add_typer(policy.app, name="policy", help="See, check, compare and explain policies.")
 app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 
 

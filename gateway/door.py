@@ -149,12 +149,12 @@ class Door:
         arguments = bytes(members.get("arguments", envelope.ABSENT))
         record.arguments = audit.digest(arguments)
         decision = self._decide(caller, route.action, target, arguments)
-        record.policies = decision.policy_ids
+        record.policy, record.policies = self.policy.generation, decision.policy_ids
         if not decision.allowed:
             if route.action == "read":
                 # A URI need not be listed, so this one may never have been visible: denied looks like absent.
                 raise errors.UnknownName(f"Resource not found: {record.name}")
-            record.outcome = "denied"
+            record.outcome, record.detail = "denied", decision.reason
             if resume is not None and isinstance(resume.continuation, Parked):
                 self._withdraw(resume.continuation)
             return denied(route, decision.reason)
@@ -302,7 +302,7 @@ class Door:
         _note_server(record, caller, server, method)
         record.arguments = audit.digest(params)
         decision = self.decide(caller, "extension", server, method)
-        record.policies = decision.policy_ids
+        record.policy, record.policies = self.policy.generation, decision.policy_ids
         if decision.allowed:
             caller.servers.add(server)
         return server if decision.allowed else None
@@ -344,7 +344,7 @@ class Door:
         server, item = task.target.server, task.target.item
         _note_server(record, caller, server, item)
         decision = self.decide(caller, "list", server, item)
-        record.policies = decision.policy_ids
+        record.policy, record.policies = self.policy.generation, decision.policy_ids
         if not decision.allowed:
             raise errors.UnknownName(tasks.NOT_FOUND)
         record.outcome = "ok"

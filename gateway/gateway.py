@@ -17,7 +17,7 @@ import anyio
 from anyio import to_thread
 
 from catalog import Catalog, Difference, Entry, Profile, difference
-from gateway import audit, errors, policyfiles
+from gateway import audit, auditlog, errors, policyfiles
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
@@ -142,7 +142,7 @@ class Gateway:
             self.run = stack.enter_context(Run(state))
             await to_thread.run_sync(remove_leftovers, self.run, state, self.settings.cache_dir)
             self.database = await stack.enter_async_context(Database(self.settings.database_url))
-            self.audit = Audit(state / "audit.jsonl")
+            self.audit = Audit(state / auditlog.FILE)
             self.audit.open()
             stack.callback(self.audit.close)
             policy = await to_thread.run_sync(self._policy, self.catalog)

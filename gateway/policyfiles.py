@@ -88,15 +88,23 @@ def known(catalog: Catalog, listings: Mapping[str, Listing]) -> Known:
     return Known(list(catalog.profiles), list(catalog.entries), tools)
 
 
-def read_rules(settings: Settings, catalog: Catalog, listings: Mapping[str, Listing]) -> RuleSets:
+def rules_of(texts: Texts, catalog: Catalog, listings: Mapping[str, Listing]) -> RuleSets:
     """
     Raises:
         PoliciesUnusable: with every problem of every file, with its line.
     """
     try:
-        return read_sets(read_texts(settings), known(catalog, listings))
+        return read_sets(texts, known(catalog, listings))
     except PolicyError as exc:
         raise PoliciesUnusable(str(exc)) from exc
+
+
+def read_rules(settings: Settings, catalog: Catalog, listings: Mapping[str, Listing]) -> RuleSets:
+    """
+    Raises:
+        PoliciesUnusable: with every problem of every file, with its line.
+    """
+    return rules_of(read_texts(settings), catalog, listings)
 
 
 def engine(catalog: Catalog, rules: RuleSets) -> CedarEngine:
@@ -138,6 +146,17 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         yield path, path.stem
     for path in sorted(folder.glob(f"*/*{SUFFIX}")):
         yield path, path.parent.name
+
+
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        PoliciesUnusable: it cannot be read.
+    """
+    try:
+        return _text(path)
+    except (OSError, ValueError) as exc:
+        raise PoliciesUnusable(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _text(path: Path) -> str:

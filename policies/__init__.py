@@ -4,6 +4,7 @@ Pure: no input, no output, no clock. Same request, same answer."""
 
 from policies.allowlist import AllowList
 from policies.cedar import CedarEngine
+from policies.compare import Change, Thing, compare
 from policies.decision import Action, Circumstances, Decision, Facts, PolicyEngine, Principal, Request
 from policies.rule import PolicyError
 from policies.ruleset import EVERYWHERE, RuleSet, RuleSets, read_sets
@@ -14,6 +15,7 @@ __all__ = [
     "Action",
     "AllowList",
     "CedarEngine",
+    "Change",
     "Circumstances",
     "Decision",
     "Facts",
@@ -24,5 +26,7 @@ __all__ = [
     "Request",
     "RuleSet",
     "RuleSets",
+    "Thing",
+    "compare",
     "read_sets",
 ]

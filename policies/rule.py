@@ -48,6 +48,11 @@ class Rule:
     """The items it names, as `server/item`."""
 
     @property
+    def asks_of_principal(self) -> set[str]:
+        """The members of `principal` it looks at."""
+        return set().union(*(_members(condition["body"], "principal") for condition in self.tree["conditions"]))
+
+    @property
     def names(self) -> bool:
         """Whether it may tell two items of one server apart that it does not mention."""
         return bool(self.members & {"name", "uri", "path", "host", ""})
@@ -220,15 +225,15 @@ def _check(tree: Expression) -> None:
             like = _operator(node, "like", "left", "pattern")
             if like is None:
                 continue
-            chain = _chain(like["left"])
+            names = chain(like["left"])
             literals = "".join(part["Literal"] for part in like["pattern"] if isinstance(part, Mapping))
             separators = "/" in literals or "\\" in literals
-            if separators and chain[:2] == ["context", "args"]:
+            if separators and names[:2] == ["context", "args"]:
                 raise ValueError(
-                    f"compares the raw text context.args.{'.'.join(chain[2:])} with a pattern of a path or URL, which "
+                    f"compares the raw text context.args.{'.'.join(names[2:])} with a pattern of a path or URL, which "
                     "`..` and encodings get around; use context.path or context.host"
                 )
-            if separators and chain == ["resource", "uri"]:
+            if separators and names == ["resource", "uri"]:
                 raise ValueError(
                     "compares the raw text resource.uri with a pattern of a path or URL, which `..` and encodings get "
                     "around; use resource.path or resource.host"
@@ -266,7 +271,16 @@ def entities(tree: object) -> Iterator[Mapping[str, str]]:
             yield node
 
 
-def _chain(node: object) -> list[str]:
+def operators(node: object) -> Iterator[tuple[str, Any]]:
+    """Every operator in an expression with its operands."""
+    for one in _walk(node):
+        if isinstance(one, Mapping) and len(one) == 1:
+            ((name, operands),) = one.items()
+            if isinstance(operands, Mapping | list):
+                yield name, operands
+
+
+def chain(node: object) -> list[str]:
     """`context.args.x` as its names; empty for anything else."""
     names: list[str] = []
     while (step := _operator(node, ".", "left", "attr")) is not None:
@@ -283,16 +297,16 @@ def _members(body: object, variable: str) -> set[str]:
     while stack:
         node = stack.pop()
         if isinstance(node, Mapping):
-            chain = _chain(node)
-            if chain and chain[0] == variable:
-                found.add(chain[1] if len(chain) > 1 else "")
+            names = chain(node)
+            if names and names[0] == variable:
+                found.add(names[1] if len(names) > 1 else "")
                 continue
             has = _operator(node, "has", "left", "attr")
-            if has is not None and _chain(has["left"]) == [variable]:
+            if has is not None and chain(has["left"]) == [variable]:
                 found.add(has["attr"])
                 continue
             kind = node.get("is") or node.get("in") or node.get("==")
-            if isinstance(kind, Mapping) and _chain(kind.get("left")) == [variable]:
+            if isinstance(kind, Mapping) and chain(kind.get("left")) == [variable]:
                 stack.append(kind.get("right"))  # asks what it is, not for anything in it
                 continue
             stack += node.values()
@@ -316,18 +330,18 @@ def _reads(body: object) -> Iterator[tuple[str, ...]]:
         if not isinstance(node, Mapping):
             continue
         has = _operator(node, "has", "left", "attr")
-        chain = [*inner, has["attr"]] if has and (inner := _chain(has["left"])) else _chain(node)
-        if not chain or chain[0] != "context":
-            if not chain:
+        names = [*inner, has["attr"]] if has and (inner := chain(has["left"])) else chain(node)
+        if not names or names[0] != "context":
+            if not names:
                 stack += node.values()
             continue
-        _, *names = chain
+        _, *names = names
         if names and names[0] in CIRCUMSTANCES:
             yield (names[0],)
         elif names and names[0] in VIEWS and len(names) > 1:
             yield (names[0], names[1])
         elif not (has and names and names[0] in VIEWS):
-            what = ".".join(chain)
+            what = ".".join(["context", *names])
             raise ValueError(
                 f"uses {what}; there are context.args.NAME, context.path.NAME, context.host.NAME, context.ip.NAME, "
                 f"context.{', context.'.join(CIRCUMSTANCES)}"

@@ -1,0 +1,244 @@
+"""`lockgate policy`: what policies there are, whether they hold together, and what they mean.
+
+Knows arguments and output; the policies room judges."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from catalog import Catalog
+from gateway import auditlog, policyfiles, policytables
+from gateway.abilities import with_defaults
+from gateway.catalogs import open_catalog
+from gateway.commands.running import AsJson, ProfileOption, err, out, print_json, settings, shown
+from gateway.errors import PoliciesUnusable, SettingsError
+from gateway.listings import Listing, ListingStore
+from gateway.settings import Settings
+from policies import CedarEngine, Change, RuleSets, Thing, compare
+
+app = typer.Typer(no_args_is_help=True)
+MAX_SHOWN: Final = 50
+Name = Annotated[str, typer.Argument(help="The name of a policy.")]
+NameOrFile = Annotated[str, typer.Argument(help="The name of a policy, or a .cedar file.")]
+
+
+class _Place:
+    """The catalogue, the listings and the policies of this machine, as the gateway would load them."""
+
+    def __init__(self, more: Iterable[str] = ()) -> None:
+        self.settings: Settings = settings()
+        self.catalog: Catalog = open_catalog(self.settings)
+        store = ListingStore(self.settings.state_dir / "listings")
+        self.listings: dict[str, Listing] = {}
+        for entry in map(with_defaults, self.catalog.runnable.values()):
+            if (known := store.load(entry)) is not None:
+                self.listings.setdefault(entry.entry_id, known)
+        self.texts = policyfiles.read_texts(self.settings)
+        for name in more:
+            if name.endswith(policyfiles.SUFFIX):
+                self.texts[name] = [(name, policyfiles.read_text(Path(name)))]
+        self.rules: RuleSets = policyfiles.rules_of(self.texts, self.catalog, self.listings)
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        return {id: entry.categories for id, entry in self.catalog.entries.items()}
+
+    def engine(self, profile: str, policy: str = "") -> CedarEngine:
+        """The engine, with a profile having another policy than it names."""
+        chosen = {one.name: one.policy for one in self.catalog.profiles.values()}
+        if policy:
+            if policy not in self.rules.sets:
+                raise PoliciesUnusable(f"there is no policy {policy}; there are {', '.join(sorted(self.rules.sets))}")
+            chosen[profile] = policy
+        return CedarEngine(policyfiles.selection(self.catalog), self.rules.sets, chosen)
+
+    def profile(self, name: str | None) -> str:
+        return self.catalog.profile(name or self.settings.profile).name
+
+    def things(self, profile: str) -> list[Thing]:
+        """Every tool that the servers of a profile listed, and one of everything else each server has."""
+        found = []
+        for server in self.catalog.profile(profile).entries:
+            own = self.catalog.entries[server].categories
+            listing = self.listings.get(server)
+            if listing is not None:
+                found += [Thing("call", server, tool.key, listing.facts(tool.key, own)) for tool in listing.tools]
+                found += [Thing("prompt", server, one.key, listing.facts("", own)) for one in listing.prompts]
+                found += [Thing("read", server, one.key, listing.facts("", own)) for one in listing.resources]
+        return found
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The policies there are, and which profiles have them."""
+    place = _Place()
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "rules": len(one.rules),
+            "files": [file for file, _ in place.texts[name]],
+            "profiles": [profile.name for profile in place.catalog.profiles.values() if profile.policy == name],
+        }
+        for name, one in sorted(place.rules.sets.items())
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("policy", "rules", "profiles", "files", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["name"], str(row["rules"]), ", ".join(row["profiles"]) or "-", ", ".join(row["files"]))
+    out.print(table)
+
+
+@app.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """The text of a policy, rule by rule, with the ids that decisions name."""
+    place = _Place()
+    if name not in place.rules.sets:
+        raise PoliciesUnusable(f"there is no policy {name}; there are {', '.join(sorted(place.rules.sets))}")
+    rules = place.rules.sets[name].rules
+    if as_json:
+        print_json([{"id": rule.id, "file": rule.file, "line": rule.line, "text": rule.text} for rule in rules])
+        return
+    for rule in rules:
+        out.print(Text(f"{name}:{rule.id}  ({rule.place})", style="bold"))
+        out.print(Text(shown(rule.text)))
+        out.print()
+
+
+@app.command()
+def lint(as_json: AsJson = False) -> None:
+    """Check every policy against the catalogue and the tools it knows."""
+    place = _Place()
+    policyfiles.engine(place.catalog, place.rules)
+    rules = sum(len(one.rules) for one in place.rules.sets.values())
+    unchecked = list(place.rules.unchecked)
+    if as_json:
+        print_json({"policies": len(place.rules.sets), "rules": rules, "unchecked": unchecked})
+        return
+    for where in unchecked:
+        err.print(Text(f"{where}: its arguments are not checked yet: that server was never asked what it offers"))
+    out.print(f"{len(place.rules.sets)} policies with {rules} rules hold together")
+
+
+@app.command("test")
+def held(
+    file: Annotated[Path, typer.Argument(help="A YAML table of expected decisions; see docs/policy.md.")],
+    policy: Annotated[str, typer.Option("--policy", help="Hold it against this policy or .cedar file.")] = "",
+    profile: ProfileOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a table of expected decisions against the policies; ends with 1 if one is otherwise."""
+    table = policytables.read_table(file)
+    place = _Place([policy])
+    name = place.profile(profile or table.profile or None)
+    verdicts = policytables.check(table, place.engine(name, policy), name, place.listings, place.categories())
+    failed = [(number, verdict) for number, verdict in enumerate(verdicts, 1) if verdict.problem]
+    if as_json:
+        print_json(
+            {
+                "cases": len(verdicts),
+                "failed": [
+                    {"case": number, "problem": verdict.problem, "policies": list(verdict.decision.policy_ids)}
+                    for number, verdict in failed
+                ],
+            }
+        )
+    else:
+        for number, verdict in failed:
+            case = verdict.case
+            what = case.tool or case.prompt or case.resource or case.method
+            out.print(Text(shown(f"case {number}: {what}: expected {case.expect}, {verdict.problem}"), style="red"))
+        out.print(f"{len(verdicts) - len(failed)} of {len(verdicts)} cases as expected")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    old: NameOrFile,
+    new: NameOrFile,
+    profile: ProfileOption = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Do not ask, and end with 0, if more is allowed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What would be decided otherwise by another policy: every class of principals, every known tool, and arguments on
+    each side of everything the policies compare with. Asks for a yes if anything becomes allowed, or ends with 1."""
+    place = _Place([old, new])
+    name = place.profile(profile)
+    rules = [*place.rules.sets[old].rules, *place.rules.sets[new].rules] if _there(place, old, new) else []
+    changes = compare(place.engine(name, old), place.engine(name, new), rules, name, place.things(name))
+    wider = sum(change.widens for change in changes)
+    if as_json:
+        print_json([asdict(change) for change in changes])
+    else:
+        _show_changes(changes)
+    if wider and not accept:
+        asked = sys.stdin.isatty() and not as_json
+        if not asked or not typer.confirm(f"{wider} decisions become allowed. Is that meant?"):
+            raise typer.Exit(1)
+
+
+def _there(place: _Place, *names: str) -> bool:
+    if lost := [name for name in names if name not in place.rules.sets]:
+        known = ", ".join(sorted(place.rules.sets))
+        raise PoliciesUnusable(f"there is no policy {lost[0]}; there are {known}, or name a .cedar file")
+    return True
+
+
+def _show_changes(changes: list[Change]) -> None:
+    for change in changes[:MAX_SHOWN]:
+        sign, style = ("+ allowed", "green") if change.widens else ("- denied ", "red")
+        arguments = f" {json.dumps(change.arguments, ensure_ascii=False)}" if change.arguments else ""
+        line = (
+            f"{sign}  {change.principal}: {change.action} {change.item}{arguments}  [{', '.join(change.policies[1:])}]"
+        )
+        out.print(Text(shown(line), style=style))
+    if len(changes) > MAX_SHOWN:
+        out.print(f"and {len(changes) - MAX_SHOWN} more; --json shows all")
+    wider = sum(change.widens for change in changes)
+    out.print(f"{wider} decisions become allowed, {len(changes) - wider} denied")
+
+
+@app.command()
+def explain(
+    call: Annotated[str, typer.Argument(help="The id of a call, as the audit file has it.")], as_json: AsJson = False
+) -> None:
+    """Why a call was allowed or denied: the policies that decided it, as they are now."""
+    place = _Place()
+    records = auditlog.find(place.settings.state_dir, call)
+    if not records:
+        raise SettingsError(f"there is no call {call} in the audit file")
+    by_id = {f"{name}:{rule.id}": rule for name, one in place.rules.sets.items() for rule in one.rules}
+    record = records[-1]
+    engine = policyfiles.engine(place.catalog, place.rules)
+    same = record.get("policy", "") == engine.generation
+    rules: list[dict[str, Any]] = [
+        {"id": id, **({"place": rule.place, "text": rule.text} if (rule := by_id.get(id)) else {})}
+        for id in record["policies"]
+    ]
+    if as_json:
+        print_json({"call": msgspec.to_builtins(record), "policies": rules, "unchanged": same})
+        return
+    item = record["item"] or record["name"]
+    out.print(Text(shown(f"{record['principal']} ({record['client'] or 'no client name'}) in {record['profile']}:")))
+    out.print(Text(shown(f"{record['method']} {record['server']} {item}: {record['outcome']} {record['detail']}")))
+    for one in rules:
+        out.print(Text(shown(f"{one['id']}  {one.get('place', '')}"), style="bold"))
+        if "text" in one:
+            out.print(Text(shown(one["text"])))
+        elif one["id"].startswith("profile:"):
+            out.print("the profile selects it")
+        else:
+            out.print("this policy is not there any more")
+    if not same:
+        err.print("The policies have changed since: these are the present ones.")

@@ -1,0 +1,142 @@
+"""Tables of expected decisions: YAML files that say what a policy must allow and deny, held against the policy.
+
+    profile: research
+    cases:
+      - {tool: files/read, arguments: {path: /data/x}, expect: allow, by: own-folder}
+      - {tool: files/read, principal: {id: ann, groups: [staff]}, arguments: {path: /etc/x}, expect: deny}
+
+Knows files and requests; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from catalog.yamltext import parse_plain
+from gateway.errors import SettingsError
+from gateway.listings import Listing
+from policies import Action, CedarEngine, Circumstances, Decision, Facts, Principal, Request
+
+MAX_CASES: Final = 10_000
+
+
+class Who(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    id: str = "somebody"
+    kind: Literal["loopback", "stdio", "key", "user", "client"] = "user"
+    groups: frozenset[str] = frozenset()
+    client: str = ""
+    scopes: frozenset[str] | None = None
+    strength: Literal["none", "key", "password", "multi"] = "none"
+
+
+class Hints(msgspec.Struct, forbid_unknown_fields=True, frozen=True, rename="camel"):
+    """In place of what the server says of its tool."""
+
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    open_world: bool = True
+
+
+class Case(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One expectation. Exactly one of `tool`, `prompt`, `resource` and `method` says what is asked for."""
+
+    expect: Literal["allow", "deny", "hidden", "listed"]
+    tool: str = ""
+    prompt: str = ""
+    resource: str = ""
+    method: str = ""
+    principal: Who = Who()
+    arguments: dict[str, Any] = {}
+    at: datetime | None = None
+    source: str = ""
+    hints: Hints | None = None
+    by: str = ""
+    """The id of a policy that must have decided."""
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    cases: list[Case]
+    profile: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How one case went; `problem` is empty if as expected."""
+
+    case: Case
+    decision: Decision
+    problem: str
+
+
+def read_table(path: Path) -> Table:
+    """
+    Raises:
+        SettingsError: the file cannot be read, or is no such table.
+    """
+    try:
+        table = msgspec.convert(parse_plain(path.read_text("utf-8")), Table)
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (ValueError, msgspec.ValidationError) as exc:
+        raise SettingsError(f"{path}: is no table of cases: {exc}; see docs/policy.md") from exc
+    if not 0 < len(table.cases) <= MAX_CASES:
+        raise SettingsError(f"{path}: holds {len(table.cases)} cases; 1 to {MAX_CASES} can be checked")
+    for number, case in enumerate(table.cases, 1):
+        asked = [text for text in (case.tool, case.prompt, case.resource, case.method) if text]
+        if len(asked) != 1 or "/" not in asked[0]:
+            raise SettingsError(f"{path}: case {number}: name one tool, prompt, resource or method, as server/name")
+    return table
+
+
+def check(
+    table: Table,
+    engine: CedarEngine,
+    profile: str,
+    listings: Mapping[str, Listing],
+    categories: Mapping[str, tuple[str, ...]],
+) -> list[Verdict]:
+    """Every case held against the engine."""
+    return [_verdict(case, engine, _request(case, profile, listings, categories)) for case in table.cases]
+
+
+def _request(
+    case: Case, profile: str, listings: Mapping[str, Listing], categories: Mapping[str, tuple[str, ...]]
+) -> Request:
+    action: Action = "call" if case.tool else "prompt" if case.prompt else "read" if case.resource else "extension"
+    server, _, item = (case.tool or case.prompt or case.resource or case.method).partition("/")
+    own = categories.get(server, ())
+    listing = listings.get(server)
+    facts = listing.facts(item, own) if listing is not None and case.tool else Facts(own)
+    if case.hints is not None:
+        facts = Facts(own, **msgspec.structs.asdict(case.hints), parameters=facts.parameters)
+    who = Principal(**msgspec.structs.asdict(case.principal))
+    around = Circumstances(case.at.timestamp() if case.at is not None else 0.0, case.source)
+    return Request(who, action, profile, server, item, case.arguments, facts, around)
+
+
+def _verdict(case: Case, engine: CedarEngine, request: Request) -> Verdict:
+    if case.expect in ("hidden", "listed"):
+        asked = Request(
+            request.principal,
+            "list" if request.action == "call" else request.action,
+            request.profile,
+            request.server,
+            request.item,
+            facts=request.facts,
+        )
+        (seen,) = engine.visible([asked])
+        decision = Decision(seen, (), "")
+        return Verdict(
+            case, decision, "" if seen == (case.expect == "listed") else f"is {'listed' if seen else 'hidden'}"
+        )
+    decision = engine.decide(request)
+    if decision.allowed != (case.expect == "allow"):
+        return Verdict(case, decision, f"is {'allowed' if decision.allowed else f'denied: {decision.reason}'}")
+    if case.by and not any(id.partition(":")[2] == case.by for id in decision.policy_ids):
+        return Verdict(case, decision, f"is decided by {', '.join(decision.policy_ids) or 'no policy'}")
+    return Verdict(case, decision, "")

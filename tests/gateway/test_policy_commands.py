@@ -1,0 +1,183 @@
+"""`lockgate policy` in this process: what it prints and how it ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.cli import app
+from gateway.errors import PoliciesUnusable, SettingsError
+from tests.gateway.running import running
+from tests.servers import write_catalog
+
+pytestmark = pytest.mark.anyio
+
+MINE = """@id("data")
+@reason("only below /data")
+forbid (principal, action == Action::"call", resource == Tool::"a/read")
+unless { context.path has path && context.path.path like "/data/*" };
+
+@id("staff")
+permit (principal in Group::"staff", action, resource);
+
+@id("local")
+permit (principal == User::"local", action, resource);
+"""
+PROFILE = {"all": {"servers": ["a"], "policy": "mine"}}
+
+
+@pytest.fixture(autouse=True)
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder whose gateway ran once and knows its server's tools."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "mine.cedar").write_text(MINE)
+    for name in ("STATE", "CACHE"):
+        monkeypatch.setenv(f"LOCKGATE_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setenv("LOCKGATE_CATALOG", str(tmp_path / "catalog.yaml"))
+    monkeypatch.setenv("LOCKGATE_PROFILE", "all")
+    async with running(tmp_path, {"a": ["cabinet"]}, PROFILE) as gateway:
+        session = await gateway.session()
+        await session.call("a__read", {"path": "/data/x"})
+        await session.failure("a__read", {"path": "/etc/x"})
+    return tmp_path
+
+
+def policy(*words: str) -> Result:
+    return CliRunner().invoke(app, ["policy", *words])
+
+
+def answer(*words: str, code: int = 0) -> Any:
+    done = policy(*words, "--json")
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+async def test_list_and_show_name_every_policy_and_rule() -> None:
+    listed = {row["name"]: row for row in answer("list")}
+    assert set(listed) == {"locked", "mine", "open", "read-only"}
+    assert listed["mine"]["rules"] == 3
+    assert listed["mine"]["profiles"] == ["all"]
+    assert [rule["id"] for rule in answer("show", "mine")] == ["data", "staff", "local"]
+    assert "only below /data" in policy("show", "mine").stdout
+    assert isinstance(policy("show", "yours").exception, PoliciesUnusable)
+
+
+async def test_lint_says_what_is_wrong_where(place: Path) -> None:
+    assert answer("lint") == {"policies": 4, "rules": 8, "unchecked": []}
+    (place / "policies" / "mine.cedar").write_text(MINE.replace("context.path has path", "context.path has pth"))
+    done = policy("lint")
+    assert isinstance(done.exception, PoliciesUnusable)
+    assert "mine.cedar:1: reads the argument pth" in str(done.exception)
+
+
+def table(folder: Path, *cases: dict[str, Any], **more: Any) -> str:
+    path = folder / "cases.yaml"
+    path.write_text(json.dumps({"cases": list(cases), **more}))
+    return str(path)
+
+
+STAFF = {"id": "ann", "groups": ["staff"]}
+INSIDE, OUTSIDE = {"path": "/data/x"}, {"path": "/data/../x"}
+
+
+async def test_a_table_of_expected_decisions_is_held_against_the_policies(place: Path) -> None:
+    good = table(
+        place,
+        {"tool": "a/read", "principal": STAFF, "arguments": INSIDE, "expect": "allow", "by": "staff"},
+        {"tool": "a/read", "principal": STAFF, "arguments": OUTSIDE, "expect": "deny", "by": "data"},
+        {"tool": "a/read", "arguments": INSIDE, "expect": "deny"},
+        {"tool": "a/read", "principal": STAFF, "expect": "listed"},
+        {"tool": "a/read", "expect": "hidden"},
+        {"tool": "a/none", "principal": STAFF, "expect": "allow"},
+        {"resource": "a/file:///data/a", "principal": STAFF, "expect": "allow"},
+        {"prompt": "a/greet", "expect": "hidden"},
+    )
+    assert answer("test", good) == {"cases": 8, "failed": []}
+    wrong = table(
+        place,
+        {"tool": "a/read", "principal": STAFF, "arguments": OUTSIDE, "expect": "allow"},
+        {"tool": "a/read", "principal": STAFF, "arguments": INSIDE, "expect": "allow", "by": "local"},
+        {"tool": "a/write", "expect": "listed"},
+    )
+    failed = answer("test", wrong, code=1)["failed"]
+    assert [one["case"] for one in failed] == [1, 2, 3]
+    assert failed[0]["problem"] == "is denied: only below /data"
+    assert "mine:staff" in failed[1]["problem"]
+    assert "2: a/read: expected allow" in policy("test", wrong).stdout
+
+
+async def test_a_table_takes_hints_time_and_another_policy(place: Path) -> None:
+    cases = table(
+        place,
+        {"tool": "a/x", "hints": {"readOnly": True}, "expect": "allow"},
+        {"tool": "a/x", "hints": {"readOnly": False}, "expect": "deny", "by": "no-writes"},
+        {"tool": "a/read", "expect": "allow", "at": "2026-11-25T10:00:00Z", "source": "10.0.0.1"},
+        {"tool": "a/shred", "expect": "hidden"},
+    )
+    assert answer("test", cases, "--policy", "read-only")["failed"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cases: []", "holds 0 cases"),
+        ("cases: [{tool: a/read, expect: perhaps}]", "is no table of cases"),
+        ("cases: [{tool: a/read, expect: allow, argument: {}}]", "is no table of cases"),
+        ("cases: [{tool: read, expect: allow}]", "as server/name"),
+        ("cases: [{tool: a/read, prompt: a/greet, expect: allow}]", "name one tool"),
+        ("cases: [&a [*a]]", "is no table of cases"),
+    ],
+)
+async def test_a_table_that_is_none_is_refused(place: Path, text: str, words: str) -> None:
+    (place / "cases.yaml").write_text(text)
+    done = policy("test", str(place / "cases.yaml"))
+    assert isinstance(done.exception, SettingsError)
+    assert words in str(done.exception)
+
+
+async def test_diff_shows_every_decision_that_changes_and_asks_where_more_is_allowed(place: Path) -> None:
+    new = place / "new.cedar"
+    new.write_text(MINE.replace('"/data/*"', '"/other/*"').replace('Group::"staff"', 'Group::"ops"'))
+    changes = answer("diff", "mine", str(new), code=1)
+    assert answer("diff", "mine", str(new), "--accept") == changes
+    reads = {
+        (change["principal"], change["arguments"].get("path"), change["widens"])
+        for change in changes
+        if change["item"] == "a/read"
+    }
+    assert ("user local", "/other/x", True) in reads
+    assert ("user local", "/data/x", False) in reads
+    assert ("a member of ops", "/other/x", True) in reads
+    assert ("a member of staff", "/data/x", False) in reads
+    assert not any(who == "somebody" for who, _, _ in reads)
+    written = {(change["principal"], change["widens"]) for change in changes if change["item"] == "a/write"}
+    assert written == {("a member of ops", True), ("a member of staff", False)}
+    assert policy("diff", "mine", str(new)).exit_code == 1
+
+
+async def test_diff_that_only_takes_away_ends_well() -> None:
+    changes = answer("diff", "open", "read-only")
+    assert {change["item"] for change in changes} == {"a/bare", "a/remove", "a/shred", "a/write"}
+    assert not any(change["widens"] for change in changes)
+    assert answer("diff", "open", "open") == []
+    assert isinstance(policy("diff", "open", "gone").exception, PoliciesUnusable)
+
+
+async def test_explain_shows_the_policies_that_decided_a_call(place: Path) -> None:
+    lines = [json.loads(line) for line in (place / "state" / "audit.jsonl").read_text().splitlines()]
+    calls = [record for record in lines if record["method"] == "tools/call"]
+    allowed, denied = calls[0]["call"], calls[-1]["call"]
+    found = answer("explain", allowed)
+    assert found["unchanged"]
+    assert [rule["id"] for rule in found["policies"]] == ["profile:all:a", "mine:local"]
+    found = answer("explain", denied)
+    assert found["call"]["outcome"] == "denied"
+    assert found["call"]["detail"] == "only below /data"
+    assert found["policies"][1]["id"] == "mine:data"
+    assert 'forbid (principal, action == Action::"call"' in found["policies"][1]["text"]
+    assert "/etc/x" not in json.dumps(found)
+    write_catalog(place / "catalog.yaml", {"a": ["cabinet"]}, {"all": {"servers": ["a"], "policy": "open"}})
+    assert not answer("explain", denied)["unchanged"]
+    assert isinstance(policy("explain", "0" * 16).exception, SettingsError)
