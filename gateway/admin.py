@@ -22,6 +22,7 @@ from gateway.auth.guard import PRINCIPAL, Guard
 from gateway.gateway import Gateway
 from gateway.pool import Server
 from gateway.reload import summary
+from gateway.vault.desk import MAX_BODY_BYTES, VaultDesk
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -69,6 +70,7 @@ class AdminApi:
             Route("/admin/profiles/{name}/use", self._guarded(self._use), methods=["POST"]),
             Route("/admin/reviews", self._guarded(self._reviews)),
             Route("/admin/reviews/{server}/{decision}", self._guarded(self._review), methods=["POST"]),
+            Route("/admin/secrets/{verb}", self._guarded(self._secrets), methods=["POST"]),
             Route("/admin/servers", self._guarded(self._servers)),
             Route("/admin/servers/{id}", self._guarded(self._server)),
             Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
@@ -163,6 +165,18 @@ class AdminApi:
         await to_thread.run_sync(reviews.approve if decision == "approve" else reviews.reject, server, tool, seen)
         await self._gateway.pool.review_again(server)
         return JSONResponse({"server": server, "tool": tool, "decision": decision})
+
+    async def _secrets(self, request: Request) -> Response:
+        """What `lockgate secret` asks for; see vault/desk.py."""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                return JSONResponse({"error": f"more than {MAX_BODY_BYTES} bytes"}, 413)
+        try:
+            return JSONResponse(await VaultDesk(self._gateway.vault).do(request.path_params["verb"], body))
+        except errors.SecretsError as exc:
+            return JSONResponse({"error": str(exc)}, 422)
 
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""

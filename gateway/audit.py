@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -79,8 +79,10 @@ class AuditUnwritable(Exception):
 class Audit:
     """Appends records to one file. The descriptor is held; each record is a single `write` of one line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clean: Callable[[bytes], bytes] = bytes) -> None:
+        """`clean` takes secrets out of what callers wrote."""
         self._path = path
+        self._clean = clean
         self._fd = -1
 
     def open(self) -> None:
@@ -97,6 +99,8 @@ class Audit:
             AuditUnwritable: disk full, file closed, or any other failure.
         """
         line = envelope.encode(record) + b"\n"
+        if record.outcome != "ok" or record.method != "tools/call":  # else all names in it are the servers' own
+            line = self._clean(line)
         try:
             written = os.write(self._fd, line)
             if written != len(line):

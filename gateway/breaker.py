@@ -19,6 +19,8 @@ class Breaker:
     def __init__(self) -> None:
         self.failures = 0
         """In a row."""
+        self.why = ""
+        """What failed last, for whoever is refused meanwhile."""
         self._retry_at = 0.0
         self._is_up = False
 

@@ -25,6 +25,7 @@ from gateway.commands import (
     policy,
     profile_changes,
     review,
+    secret,
     serve,
     server,
     stdio,
@@ -47,6 +48,7 @@ app.add_typer(profile_changes.app, name="profile", help="See, make and change pr
 app.add_typer(tools.app, name="tools", help="List and call the tools of a profile.")
 app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
 app.add_typer(key.app, name="key", help="API keys for programs that call the gateway.")
+app.add_typer(secret.app, name="secret", help="Keep secrets in the vault, and look after its key.")
 app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune container images.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")

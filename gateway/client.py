@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
 from msgspec import Raw
 
 from gateway import errors
@@ -72,8 +73,8 @@ class GatewayClient:
         result: dict[str, Any] = envelope.value(item.result)
         return result
 
-    async def admin(self, method: str, path: str) -> dict[str, Any]:
-        """One admin request.
+    async def admin(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One admin request, with a JSON object as its body where there is one.
 
         Raises:
             NoSuchName: the path names a server or profile that is not there.
@@ -81,7 +82,8 @@ class GatewayClient:
         """
         answer = Answer()
         headers = f"Authorization: Bearer {self.running.admin_token}\r\n".encode()
-        self._origin.request(method, f"/admin{path}", headers, b"", answer)
+        given = b"" if content is None else msgspec.json.encode(content)
+        self._origin.request(method, f"/admin{path}", headers, given, answer)
         try:
             body: dict[str, Any] = envelope.value(await answer.content())
         except HttpFailure as exc:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, Literal, NamedTuple
 
@@ -35,6 +36,9 @@ NOBODY: Final = Credential()
 """Servers that are given no credential of a caller's."""
 HANDED_S: Final = 0.1
 """A connection handed out so short a time ago is about to be used, and not idle."""
+
+MAX_BREAKERS: Final = 1024
+"""Credentials of whose last starts is remembered whether they failed."""
 
 _turns = itertools.count()
 
@@ -134,6 +138,8 @@ class Server:
         """What of that is offered: tools that wait for a person's approval are left out."""
         self.connections: dict[Key, Connection] = {}
         self.breaker = Breaker()
+        self._breakers: OrderedDict[Credential, Breaker] = OrderedDict()
+        """Of connections with a credential of one principal's: a bad one must not keep others waiting."""
         self.was_used = False
         """Whether anybody asked for a connection since the gateway started."""
         self.is_retired = False
@@ -167,6 +173,21 @@ class Server:
         """The shared connection if there is one, else any."""
         live = [c.upstream for c in self.connections.values() if c.upstream is not None]
         return next((u for u in live if not u.may_ask), live[0] if live else None)
+
+    def breaker_of(self, credential: Credential) -> Breaker:
+        """The breaker of starts with this credential."""
+        if credential == NOBODY:
+            return self.breaker
+        found = self._breakers.setdefault(credential, Breaker())
+        self._breakers.move_to_end(credential)
+        if len(self._breakers) > MAX_BREAKERS:
+            self._breakers.popitem(last=False)
+        return found
+
+    def upstream_of(self, credential: Credential) -> Upstream | None:
+        """One that holds this credential, if any is open."""
+        live = (c.upstream for c in self.connections.values() if c.key.credential == credential)
+        return next((upstream for upstream in live if upstream is not None), None)
 
     def made_room(self) -> None:
         self.room.set()

@@ -18,6 +18,8 @@ from gateway import audit, bridge, errors, extensions, names, relayed, surface, 
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.caller import SOURCE, Caller
+from gateway.connections import NOBODY, Credential
+from gateway.credentials import Credentials
 from gateway.hearing import Hearing
 from gateway.inner import calling
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
@@ -52,8 +54,11 @@ Notify = Callable[[Notice], Awaitable[None]]
 class Door:
     """Composes policy, pool and audit. One for the whole gateway."""
 
-    def __init__(self, policy: PolicyEngine, audit_file: Audit, *, page_size: int = PAGE_SIZE) -> None:
+    def __init__(
+        self, policy: PolicyEngine, audit_file: Audit, credentials: Credentials, *, page_size: int = PAGE_SIZE
+    ) -> None:
         self.policy = policy
+        self.credentials = credentials
         self._profiles: Mapping[str, Profile] = {}
         self._default: Profile | None = None
         self._audit = audit_file
@@ -287,11 +292,14 @@ class Door:
         """
         record = _record(caller, method)
         server = self._meant(caller, method, params, record)
-        upstream = self.pool.live(server, self._lease(caller, server)) if server is not None else None
+        upstream = self._live(caller, server) if server is not None else None
         record.outcome = "ok" if upstream is not None else "unknown"
         self._audit.write(record)
         if upstream is not None:
             upstream.notify(method, params)
+
+    def _live(self, caller: Caller, server: str) -> Upstream | None:
+        return self.pool.live(server, self._lease(caller, server), self._credential(caller, server))
 
     def _meant(self, caller: Caller, method: str, params: bytes, record: Record) -> str | None:
         """The server a foreign method is meant for, if that is clear and allowed."""
@@ -460,7 +468,12 @@ class Door:
 
     async def connect(self, caller: Caller, server: str) -> Upstream:
         """The shared connection, or the caller's own where a legacy server may ask it questions."""
-        return await self.pool.connection(server, self._lease(caller, server))
+        return await self.pool.connection(server, self._lease(caller, server), self._credential(caller, server))
+
+    def _credential(self, caller: Caller, server: str) -> Credential:
+        """Whose credential the caller's connection holds."""
+        entry = self.pool.servers[server].entry
+        return self.credentials.of(caller.principal.id, entry) if entry.secrets else NOBODY
 
     def _lease(self, caller: Caller, server: str) -> Lease | None:
         known = self.pool.servers[server]
@@ -515,8 +528,10 @@ class Door:
             self._withdraw(required.continuation)
         elif isinstance(required.continuation, Followed):
             server = self.pool.servers.get(required.ticket.server)
-            if server is not None and server.upstream is not None:
-                self._follower.withdraw(server.upstream, required.continuation.task)
+            credential = self.credentials.of(required.ticket.principal, server.entry) if server is not None else NOBODY
+            upstream = server.upstream_of(credential) if server is not None else None
+            if upstream is not None:
+                self._follower.withdraw(upstream, required.continuation.task)
 
     async def _find(self, caller: Caller, route: Route, members: Fields, record: Record) -> tuple[Surface, Target]:
         """Resolve the name; if it belongs to a server that was never asked what it offers, ask that one first."""
@@ -535,7 +550,7 @@ class Door:
         id = runs.get(view.single or names.owner(name))
         if id is None or self.pool.listing(id) is not None:
             return False
-        await self.learn([id])
+        await self.learn([id], caller=caller)
         return True
 
     # -- listings ----------------------------------------------------------------------------
@@ -549,11 +564,14 @@ class Door:
         raw_cursor = envelope.fields(params).get("cursor")
         cursor = envelope.text(raw_cursor, "cursor") if raw_cursor is not None else None
         if self.admits(caller):
-            await self.learn(caller.profile.names)
+            await self.learn(caller.profile.names, caller=caller)
         return self.surface(caller).page(LISTS[method], cursor, self._page_size)
 
-    async def learn(self, servers: Iterable[str], timeout_s: float = LEARN_TIMEOUT_S) -> None:
-        """Ask the servers among these that are not known yet, all at once, within the given time."""
+    async def learn(
+        self, servers: Iterable[str], timeout_s: float = LEARN_TIMEOUT_S, caller: Caller | None = None
+    ) -> None:
+        """Ask the servers among these that are not known yet, all at once, within the given time, with the caller's
+        credential where it has one of its own."""
         # Of a profile that is gone, the servers may be too.
         unknown = [id for id in servers if id in self.pool.servers and self.pool.listing(id) is None]
         if not unknown:
@@ -561,16 +579,17 @@ class Door:
         with anyio.move_on_after(timeout_s):
             async with anyio.create_task_group() as group:
                 for id in unknown:
-                    group.start_soon(self._learn_one, id)
+                    group.start_soon(self._learn_one, id, caller)
 
-    async def _learn_one(self, id: str) -> None:
+    async def _learn_one(self, id: str, caller: Caller | None) -> None:
         """Wait for a server's first listing. One that failed before is tried again, but nobody waits for it."""
         try:
             server = self.pool.servers.get(id)
-            if server is not None and server.failures:
+            credential = NOBODY if caller is None or server is None else self._credential(caller, id)
+            if server is not None and server.failures and credential == NOBODY:
                 self.pool.start_soon(id)
             else:
-                await self.pool.learn(id)
+                await self.pool.learn(id, credential)
         except errors.UpstreamError as exc:
             # Its own tools are missing; the others are listed all the same. `server list` shows why.
             _log.warning("%s", exc)

@@ -14,6 +14,7 @@ Knows no transport: the wire decides how each looks to a client.
     │   └── Denied             a visible tool, refused by policy
     ├── UpstreamError          a server behind the gateway misbehaved
     │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
+    │   │   ├── CredentialMissing      a secret or a sign-in is lacking; whoever has it sets it
     │   │   ├── AtCapacity             as many servers run as may; the operator raises the limit, or the caller waits
     │   │   └── RuntimeDown            what starts servers does not answer (the Docker Engine)
     │   ├── UpstreamLost           the connection ended with the request in flight
@@ -80,6 +81,10 @@ class UpstreamUnavailable(UpstreamError):
     """The server could not be started or reached; the request was not sent."""
 
     retry = "The request was not sent: a retry is safe."
+
+
+class CredentialMissing(UpstreamUnavailable):
+    """The server needs a secret or a sign-in that is not there yet; it is not the server's failure."""
 
 
 class AtCapacity(UpstreamUnavailable):

@@ -23,6 +23,7 @@ from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
 from gateway.catalogs import open_catalog, profiles_file
 from gateway.choice import write_choice
+from gateway.credentials import Credentials
 from gateway.database import Database
 from gateway.delegation import Delegate
 from gateway.docker_engine import DockerEngine
@@ -38,6 +39,7 @@ from gateway.mounts import MountGuard
 from gateway.packages import PackageStore
 from gateway.pool import Bounds, Pool
 from gateway.prewarm import UseRecord
+from gateway.redaction import KnownValues, hidden_in_logs
 from gateway.reload import CatalogWatch
 from gateway.reviews import Reviews
 from gateway.runs import Run
@@ -46,8 +48,10 @@ from gateway.runtimes.docker import DockerRuntime
 from gateway.runtimes.presence import EnginePresence
 from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
-from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets
+from gateway.secrets import EnvironmentSecrets, Secrets
 from gateway.settings import Settings
+from gateway.stores import open_stores
+from gateway.vault import SECRET, Place, Vault
 from policies import CedarEngine
 
 _log: Final = logging.getLogger(__name__)
@@ -73,6 +77,7 @@ class Gateway:
             lambda: [self.catalog.path, profiles_file(settings), *policyfiles.paths(settings)],
             self._reload,
         )
+        self.known = KnownValues()
         self._stack = AsyncExitStack()
 
     @property
@@ -142,11 +147,14 @@ class Gateway:
             self.run = stack.enter_context(Run(state))
             await to_thread.run_sync(remove_leftovers, self.run, state, self.settings.cache_dir)
             self.database = await stack.enter_async_context(Database(self.settings.database_url))
-            self.audit = Audit(state / auditlog.FILE)
+            stack.enter_context(hidden_in_logs(self.known))
+            self.audit = Audit(state / auditlog.FILE, self.known.clean)
             self.audit.open()
             stack.callback(self.audit.close)
             policy = await to_thread.run_sync(self._policy, self.catalog)
-            self.door = Door(policy, self.audit, page_size=self.settings.page_size)
+            self.vault = Vault(self.database, state, self.settings.vault_key)
+            await self.vault.open()
+            self.door = Door(policy, self.audit, Credentials(self.vault), page_size=self.settings.page_size)
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
@@ -163,11 +171,15 @@ class Gateway:
                 Bounds(servers=self.settings.max_servers),
                 use.note,
                 self._admitted,
+                self._check_secrets,
             )
             self.door.serve(self.pool)
+            self.vault.watchers.append(self._secrets_changed)
             tasks.start_soon(self.catalog_watch.watch)
             tasks.start_soon(self.engine.watch)
             tasks.start_soon(watch_leftovers, self.run, state, self.settings.cache_dir)
+            if not self.database.is_sqlite:
+                tasks.start_soon(self.vault.watch)
             stack.callback(tasks.cancel_scope.cancel)
             stack.push_async_callback(self.door.aclose)
             stack.push_async_callback(self.pool.finish)
@@ -186,10 +198,9 @@ class Gateway:
         settings = self.settings
         volumes = settings.state_dir / "volumes"
         secrets_dir = settings.secrets_dir or settings.state_dir / "secrets"
-        self.secrets = Secrets(
-            (EnvironmentSecrets(os.environ), FolderSecrets(secrets_dir)),
-            _secret_names(self.catalog),
-        )
+        stores = open_stores(settings.stores, self.vault, EnvironmentSecrets(os.environ), secrets_dir)
+        self.secrets = Secrets(stores, _secret_names(self.catalog))
+        self.secrets.resolved = self.known.add
         engine = DockerEngine(settings.engine)
         self.images = ImageStore(
             settings.cache_dir,
@@ -245,6 +256,29 @@ class Gateway:
         except audit.AuditUnwritable as exc:
             _log.error("what server %s was denied could not be recorded: %s", server, exc)
 
+    async def _check_secrets(self, entry: Entry, owner: str) -> None:
+        """
+        Raises:
+            UpstreamUnavailable: a secret is missing, or must not be used; names it and says how to set it.
+        """
+        if not entry.secrets:
+            return
+        try:
+            await to_thread.run_sync(self.secrets.resolve, entry, owner)
+        except errors.SecretsError as exc:
+            raise errors.CredentialMissing(f"server {entry.id} is not started: {exc}") from exc
+
+    def _secrets_changed(self, places: frozenset[Place]) -> None:
+        """Servers that hold an older value of these are started anew; those that waited for one may start."""
+        for id, server in list(self.pool.servers.items()):
+            names = {server.entry.kept_as(secret.name) for secret in server.entry.secrets}
+            owners = {place.owner for place in places if place.kind == SECRET and place.name in names}
+            if "" in owners:
+                self.pool.renew(id)
+            else:
+                for owner in owners:
+                    self.pool.end_credentials(id, owner)
+
     def prewarm(self) -> None:
         """Start, in the background, the servers of the profile that are likely to be called soon."""
         for id in self._use.wanted(self.pool.servers[id].entry for id in self.profile.names):
@@ -261,10 +295,6 @@ class Gateway:
         """
         if reasons := list(lacking(entry)):
             raise errors.UpstreamUnavailable(f"server {entry.id} {'; it '.join(reasons)}")
-        try:
-            self.secrets.resolve(entry)
-        except errors.SecretsError as exc:
-            raise errors.UpstreamUnavailable(f"server {entry.id} is not started: {exc}") from exc
         if entry.remote is not None and entry.image is None and entry.package is None:
             return self.remote
         if entry.built_in is not None:

@@ -107,17 +107,23 @@ class Hearing:
 
     def server_started(self, server: str, upstream: Upstream) -> None:
         if not upstream.may_ask:
-            self._door.pool.resubscribe_soon(upstream, [uri for id, uri in self._subscribers if id == server])
+            wanted = [
+                uri
+                for (id, uri), callers in self._subscribers.items()
+                if id == server and any(_is_theirs(upstream, caller) for caller in callers)
+            ]
+            self._door.pool.resubscribe_soon(upstream, wanted)
 
     def server_notified(self, upstream: Upstream, method: str, params: bytes) -> None:
         if method == LOG:
-            self._log_message(upstream.server, params)
+            self._log_message(upstream, params)
         elif method == UPDATED:
-            self._resource_updated(upstream.server, params)
+            self._resource_updated(upstream, params)
         elif methods.is_foreign_notification(method):
-            self._foreign_notification(upstream.server, method, params)
+            self._foreign_notification(upstream, method, params)
 
-    def _resource_updated(self, server: str, params: bytes) -> None:
+    def _resource_updated(self, upstream: Upstream, params: bytes) -> None:
+        server = upstream.server
         try:
             members = envelope.fields(params)
             uri = envelope.text(members.get("uri", envelope.ABSENT), "uri")
@@ -125,26 +131,33 @@ class Hearing:
             return
         members.pop("_meta", None)
         for caller in list(self._subscribers.get((server, uri), ())):
+            if not _is_theirs(upstream, caller):
+                continue
             view = self._door.surface(caller)
             named = names.wrap_uri(view.names.get(server, server), uri)
             members["uri"] = envelope.raw(uri if view.single is not None else named)
             caller.deliver(UPDATED, envelope.encode(members))
 
-    def _log_message(self, server: str, params: bytes) -> None:
-        for caller in self._hearers(server):
+    def _log_message(self, upstream: Upstream, params: bytes) -> None:
+        for caller in self._hearers(upstream):
             if wants_log(caller, params):
                 caller.deliver(LOG, params)
 
-    def _foreign_notification(self, server: str, method: str, params: bytes) -> None:
+    def _foreign_notification(self, upstream: Upstream, method: str, params: bytes) -> None:
         """To those who could send one like it to this very server."""
-        for caller in self._hearers(server):
+        server = upstream.server
+        for caller in self._hearers(upstream):
             if extensions.owner(method, list(caller.profile.names), self._door.listings(caller)) == server:
                 caller.deliver(method, params)
 
-    def _hearers(self, server: str) -> Collection[Caller]:
+    def _hearers(self, upstream: Upstream) -> Collection[Caller]:
         """Those who called the server, unless callers of several principals did: what a server says unasked cannot be
         tied to the call that caused it, and must not show one principal what another does."""
-        hearers = [caller for caller in self._callers if server in caller.servers and self._door.admits(caller)]
+        hearers = [
+            caller
+            for caller in self._callers
+            if upstream.server in caller.servers and self._door.admits(caller) and _is_theirs(upstream, caller)
+        ]
         return hearers if len({caller.principal for caller in hearers}) == 1 else []
 
     def set_log_level(self, caller: Caller, level: str) -> None:
@@ -152,3 +165,8 @@ class Hearing:
         caller.log_level = level
         wanted = [other.log_level for other in self._callers if other.log_level]
         self._door.pool.set_log_level(min(wanted, key=severity, default=level))
+
+
+def _is_theirs(upstream: Upstream, caller: Caller) -> bool:
+    """Whether a connection may speak to this caller: one with a credential of one principal's speaks to that one."""
+    return not upstream.owner or upstream.owner == caller.principal.id

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Final, Protocol
 
@@ -36,6 +36,14 @@ RUNTIME_DOWN_PAUSE_S: Final = 4.0
 """The longest rest after a failure that was the engine's: it may be back at any time."""
 
 
+Ready = Callable[[Entry, str], Awaitable[None]]
+"""Raises UpstreamUnavailable if the entry cannot start with the secrets of this owner."""
+
+
+async def always(entry: Entry, owner: str) -> None:
+    """Nothing is lacking."""
+
+
 class Watcher(Protocol):
     """Who is told what a connection does."""
 
@@ -52,13 +60,16 @@ class Keeper:
     def __init__(
         self,
         runtime_for: Callable[[Entry], Runtime],
+        ready: Ready,
         places: Places,
         listings: Relisting,
         watcher: Watcher,
         health_s: float,
     ) -> None:
-        """`health_s` bounds the wait for a sign of life of a server that left a call unanswered."""
+        """`ready` refuses what lacks a secret. `health_s` bounds the wait for a sign of life of a server that left a
+        call unanswered."""
         self._runtime_for = runtime_for
+        self._ready = ready
         self._places = places
         self._listings = listings
         self._watcher = watcher
@@ -70,7 +81,7 @@ class Keeper:
         try:
             if connection.upstream is not None:
                 await connection.upstream.ended.wait()
-            runtime = await self._prepared(server)
+            runtime = await self._prepared(server, connection.key.credential.owner)
             connection.counts = runtime.name not in ("remote", "built in")
             async with self._places.place(server.entry.id) if connection.counts else nullcontext():
                 opened = await self._start(server, connection, runtime)
@@ -78,15 +89,15 @@ class Keeper:
                     self._settle(server, connection, started, opened[0])
                     await self._serve(server, connection, opened[0])
                 except errors.UpstreamError as exc:
-                    self._fail(server, started, exc)  # before it is closed: the next start must know
+                    self._fail(server, connection, started, exc)  # before it is closed: the next start must know
                 finally:
                     with anyio.CancelScope(shield=True):
                         await self._close(server, *opened, connection.why)
         except errors.UpstreamError as exc:
-            self._fail(server, started, exc)
+            self._fail(server, connection, started, exc)
         except Exception as exc:  # noqa: BLE001  # outermost border: one server must not take the gateway with it
             _log.exception("server %s: internal error", server.entry.id)
-            self._fail(server, started, errors.UpstreamUnavailable(f"internal error: {type(exc).__name__}"))
+            self._fail(server, connection, started, errors.UpstreamUnavailable(f"internal error: {type(exc).__name__}"))
         finally:
             self._forget(server, connection, started, opened[0] if opened else None)
 
@@ -106,9 +117,10 @@ class Keeper:
             started.cancel()
         server.made_room()
 
-    async def _prepared(self, server: Server) -> Runtime:
+    async def _prepared(self, server: Server, owner: str) -> Runtime:
         entry = server.entry
         runtime = self._runtime_for(entry)
+        await self._ready(entry, owner)
         server.runtime, server.log.noise = runtime.name, 0
         if server.state != "running":
             server.state = "preparing"
@@ -147,17 +159,20 @@ class Keeper:
         """Start and shake hands; on failure nothing is left."""
         entry = server.entry
         limit_s = entry.limits.start_timeout_s
+        owner = connection.key.credential.owner
+        log = server.log.branch() if owner else server.log
         upstream = Upstream(
             entry.id,
-            server.log,
+            log,
             call_timeout_s=entry.limits.call_timeout_s,
             on_notification=lambda upstream, method, params: self._watcher.notified(server, upstream, method, params),
             capabilities=connection.capabilities,
+            owner=owner,
         )
         channel: Channel | None = None
         try:
             async with asyncio.timeout(limit_s):
-                channel = await runtime.start(entry, upstream, server.log, connection.key.credential.owner)
+                channel = await runtime.start(entry, upstream, log, owner)
                 await upstream.open(channel, known)
                 if server.listing is None or connection.key.owner == SPARE:
                     await self._listings.adopt(server, await learn(upstream, entry))
@@ -183,7 +198,7 @@ class Keeper:
         connection.upstream, connection.starting = upstream, None
         connection.hand_out(asyncio.get_running_loop().time())
         server.state, server.error = "running", ""
-        server.breaker.started()
+        server.breaker_of(connection.key.credential).started()
         if not started.done():
             started.set_result(upstream)
 
@@ -210,7 +225,7 @@ class Keeper:
         if connection.is_sick:
             raise errors.UpstreamUnavailable(f"server {entry.id} was stopped: {connection.why}")
         if stop.is_set() or lived_s >= STABLE_AFTER_S:
-            server.breaker.prove()
+            server.breaker_of(connection.key.credential).prove()
         else:
             raise errors.UpstreamUnavailable(
                 f"server {entry.id} ended {lived_s:.1f} s after its start: {upstream.end_reason}"
@@ -232,11 +247,16 @@ class Keeper:
             except errors.UpstreamError:
                 return
 
-    def _fail(self, server: Server, started: asyncio.Future[Upstream], exc: errors.UpstreamError) -> None:
+    def _fail(
+        self, server: Server, connection: Connection, started: asyncio.Future[Upstream], exc: errors.UpstreamError
+    ) -> None:
         if not isinstance(exc, errors.AtCapacity):  # which says nothing about the server
-            longest_s = RUNTIME_DOWN_PAUSE_S if isinstance(exc, errors.RuntimeDown) else MAX_PAUSE_S
-            server.breaker.fail(asyncio.get_running_loop().time(), longest_s)
             server.error = str(exc)
+            if not isinstance(exc, errors.CredentialMissing):  # it may be there at the next attempt
+                longest_s = RUNTIME_DOWN_PAUSE_S if isinstance(exc, errors.RuntimeDown) else MAX_PAUSE_S
+                breaker = server.breaker_of(connection.key.credential)
+                breaker.fail(asyncio.get_running_loop().time(), longest_s)
+                breaker.why = server.error
         server.log.write("gateway", str(exc))
         if not started.done():
             started.set_exception(exc)

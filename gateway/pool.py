@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 import anyio
@@ -16,7 +17,7 @@ from catalog import Entry
 from gateway import errors
 from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
 from gateway.connections import NOBODY, SHARED, SHARED_KEY, SPARE, Connection, Credential, Key, Lease, Server
-from gateway.keeper import Keeper
+from gateway.keeper import Keeper, Ready, always
 from gateway.listings import Listing, ListingStore
 from gateway.relisting import Admit, Relisting, everything
 from gateway.runtimes import Runtime
@@ -27,6 +28,7 @@ FINISH_S: Final = 5.0
 """How long running calls may go on once the gateway is to end."""
 POLL_S: Final = 0.05
 REPLACED: Final = "its entry in the catalogue was replaced"
+RENEWED: Final = "a secret it was given has changed"
 MOVED: Final = "it moves into a container, now that there is an engine"
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
 
@@ -75,8 +77,10 @@ class Pool:
         bounds: Bounds = BOUNDS,
         first_use: Callable[[str], None] = lambda _: None,
         admit: Admit = everything,
+        ready: Ready = always,
     ) -> None:
-        """`first_use` is told of each server that is asked for the first time since the gateway started."""
+        """`ready` refuses a server that lacks a secret; `first_use` is told of each server that is asked for the first
+        time since the gateway started."""
         self._servers = {entry.id: Server(entry) for entry in entries}
         self._retired: list[Server] = []
         """Servers of replaced entries, as long as a call of theirs runs."""
@@ -86,7 +90,7 @@ class Pool:
         self._first_use = first_use
         self._places = Places(bounds.servers, bounds.queue_s, self._make_room)
         self._listings = Relisting(listings, tasks, events, self._start_spare, admit)
-        self._keeper = Keeper(runtime_for, self._places, self._listings, self, bounds.health_s)
+        self._keeper = Keeper(runtime_for, ready, self._places, self._listings, self, bounds.health_s)
         self._log_level = ""
         self._is_ending = False
         for server in self._servers.values():
@@ -111,15 +115,15 @@ class Pool:
         server = self._servers.get(id)
         return server.listing if server is not None else None
 
-    async def learn(self, id: str) -> Listing:
-        """What the server offers, starting it if that is not known yet.
+    async def learn(self, id: str, credential: Credential = NOBODY) -> Listing:
+        """What the server offers, starting it with this credential if that is not known yet.
 
         Raises:
             UpstreamError: it cannot be started or asked.
         """
         server = self._find(id)
         if server.listing is None:
-            await self._connect(server, None, NOBODY, self._wanted(server, None, NOBODY))
+            await self._connect(server, None, credential, self._wanted(server, None, credential))
         if server.listing is None:
             raise errors.UpstreamUnavailable(f"server {id} did not say what it offers")
         return server.listing
@@ -169,12 +173,13 @@ class Pool:
         connection.hand_out(asyncio.get_running_loop().time())
         return connection.upstream
 
-    def live(self, id: str, lease: Lease | None) -> Upstream | None:
+    def live(self, id: str, lease: Lease | None, credential: Credential = NOBODY) -> Upstream | None:
         """The connection that `connection` would give if it is open already; an exclusive lease has none to give."""
         if lease is not None and lease.exclusive:
             return None
         server = self._servers.get(id)
-        connection = server.connections.get(Key(SHARED if lease is None else lease.owner)) if server else None
+        key = Key(SHARED if lease is None else lease.owner, 0, credential)
+        connection = server.connections.get(key) if server else None
         if connection is None or connection.upstream is None or connection.upstream.ended.is_set():
             return None
         return connection.upstream
@@ -273,9 +278,14 @@ class Pool:
     @staticmethod
     def _trial(server: Server, wanted: Connection) -> asyncio.Future[Upstream] | None:
         """The one start that is tried after a rest, if it is another connection's."""
-        if server.breaker.circuit(asyncio.get_running_loop().time()) != "half-open":
+        credential = wanted.key.credential
+        if server.breaker_of(credential).circuit(asyncio.get_running_loop().time()) != "half-open":
             return None
-        others = (one.starting for one in server.connections.values() if one is not wanted)
+        others = (
+            one.starting
+            for one in server.connections.values()
+            if one is not wanted and one.key.credential == credential
+        )
         return next((one for one in others if one is not None and not one.done()), None)
 
     def free(self, upstream: Upstream) -> None:
@@ -321,7 +331,7 @@ class Pool:
 
     def _start_soon(self, server: Server, connection: Connection) -> asyncio.Future[Upstream]:
         if connection.starting is None:
-            self._refuse_if_resting(server)
+            self._refuse_if_resting(server, connection.key.credential)
             connection.starting = asyncio.get_running_loop().create_future()
             # A new event for the new start: whoever stops it from now on is heard, the old owner keeps its own.
             connection.stop = asyncio.Event()
@@ -329,14 +339,15 @@ class Pool:
             self._tasks.start_soon(self._keeper.own, server, connection, connection.starting, name=name)
         return connection.starting
 
-    def _refuse_if_resting(self, server: Server) -> None:
+    def _refuse_if_resting(self, server: Server, credential: Credential) -> None:
         if self._is_ending:
             raise errors.UpstreamUnavailable("the gateway is ending")
         if server.is_retired:
             raise errors.UpstreamUnavailable(f"server {server.entry.id} was just replaced; try again")
-        wait_s = server.breaker.pause_s(asyncio.get_running_loop().time())
+        breaker = server.breaker_of(credential)
+        wait_s = breaker.pause_s(asyncio.get_running_loop().time())
         if wait_s > 0:
-            raise errors.UpstreamUnavailable(f"{server.error} (next attempt in {wait_s:.0f} s)")
+            raise errors.UpstreamUnavailable(f"{breaker.why} (next attempt in {wait_s:.0f} s)")
 
     def started(self, server: Server, upstream: Upstream) -> None:
         """A connection is open (Watcher of the keeper)."""
@@ -398,6 +409,32 @@ class Pool:
             elif not old.connections:
                 old.breaker.prove()
                 old.state, old.error = "idle", ""
+
+    def renew(self, id: str) -> None:
+        """Start the server anew for whoever comes next: something it was given is no longer so. Calls under way on it
+        may finish as if its entry had been replaced; a failure of before counts no more."""
+        old = self._find(id)
+        self._servers[id] = new = Server(old.entry)
+        new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
+        self._retire(old, RENEWED)
+        if old.error and new.listing is None:
+            with suppress(errors.UpstreamUnavailable):
+                self.start_soon(id)
+
+    def end_credentials(self, id: str, owner: str) -> None:
+        """The same for the connections that hold what this owner keeps."""
+        mine = [one for one in self._find(id).connections.values() if one.key.credential.owner == owner]
+        if mine:
+            self._tasks.start_soon(self._end_unused, mine)
+
+    async def _end_unused(self, connections: Collection[Connection]) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._bounds.drain_s
+        while left := [one for one in connections if not one.stop.is_set()]:
+            for one in left:
+                if loop.time() >= until or (one.upstream is not None and one.is_unused(loop.time())):
+                    one.end("its credential was changed")
+            await anyio.sleep(POLL_S)
 
     def _retire(self, server: Server, why: str) -> None:
         server.is_retired = True

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -16,6 +19,7 @@ from gateway.secrets import SecretValue
 MARK: Final = b"[hidden secret: "
 NESTED: Final = 3
 """How deep JSON inside of JSON text is recognised: a result is JSON whose text often is JSON again."""
+MAX_KNOWN: Final = 1000
 MIN_HIDDEN_BYTES: Final = 8
 """Shorter values would be found in innocent text; they are not hidden, and the server's log says so once."""
 
@@ -45,6 +49,64 @@ class Redactor:
         if self._pattern is None or self._pattern.search(data) is None:
             return data
         return self._pattern.sub(lambda found: MARK + self._names[found[0]] + b"]", data)
+
+
+class KnownValues:
+    """Every value that was handed to a server since the gateway started, to be kept out of what the gateway itself
+    writes: its log and the audit file. Added to from worker threads."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[bytes, SecretValue] = OrderedDict()
+        self._redactor: Redactor | None = None
+
+    def add(self, secrets: Iterable[SecretValue]) -> None:
+        for secret in secrets:
+            value = secret.reveal()
+            if value not in self._values:
+                self._values[value] = secret
+                if len(self._values) > MAX_KNOWN:
+                    self._values.popitem(last=False)
+                self._redactor = None
+
+    def clean(self, data: bytes) -> bytes:
+        if not self._values:
+            return data
+        redactor = self._redactor
+        if redactor is None:
+            redactor = self._redactor = Redactor(list(self._values.values()))
+        return redactor.clean(data)
+
+    def clean_text(self, text: str) -> str:
+        if not self._values:
+            return text
+        return self.clean(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
+
+
+class LogFilter(logging.Filter):
+    """Takes known values out of log records, tracebacks too."""
+
+    def __init__(self, known: KnownValues) -> None:
+        super().__init__()
+        self._known = known
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._known.clean_text(record.getMessage()), ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self._known.clean_text(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+@contextmanager
+def hidden_in_logs(known: KnownValues) -> Iterator[None]:
+    """For the length of the body no handler of the root logger writes a known value."""
+    one, handlers = LogFilter(known), list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(one)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(one)
 
 
 def forms(value: bytes) -> Iterator[bytes]:

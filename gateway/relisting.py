@@ -88,7 +88,7 @@ class Relisting:
 
     async def _offer(self, server: Server, heard: Listing) -> None:
         listing = await to_thread.run_sync(self._admitted, server, heard)
-        if server.heard is not heard:
+        if server.heard is not heard and server.listing is not None:
             return  # a newer one came meanwhile
         before, server.listing = server.listing, listing
         changed, server.announced = server.announced, set()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, final
 
@@ -77,7 +77,7 @@ class EnvironmentSecrets:
 
     def get(self, name: str, owner: str = "") -> SecretValue | None:
         value = None if owner else self._values.get(variable(name))
-        return SecretValue(name, _usable(name, value)) if value is not None else None
+        return SecretValue(name, usable(name, value)) if value is not None else None
 
     def how_to_set(self, name: str) -> str:
         return f"set {variable(name)} in the gateway's environment"
@@ -119,7 +119,7 @@ class FolderSecrets:
                 raise SecretsError(f"{path} is no regular file")
             _private(path, found, 0o600)
             value = file.read(MAX_SECRET_BYTES + 2)
-        return SecretValue(name, _usable(name, value.removesuffix(b"\n").removesuffix(b"\r")))
+        return SecretValue(name, usable(name, value.removesuffix(b"\n").removesuffix(b"\r")))
 
     def how_to_set(self, name: str) -> str:
         return f"write it to {self._folder / _file_name(name)} (mode 600, the folder 700)"
@@ -137,7 +137,12 @@ def _private(path: Path, found: os.stat_result, mode: int) -> None:
         raise SecretsError(f"{path} can be read or changed by other users; run: chmod {mode:o} {path}")
 
 
-def _usable(name: str, value: bytes) -> bytes:
+def usable(name: str, value: bytes) -> bytes:
+    """The same value, if a server can be handed it.
+
+    Raises:
+        SecretsError: it is empty, too long, or no text that a variable could hold.
+    """
     if not value:
         raise SecretsError(f"the secret {name} is empty")
     if len(value) > MAX_SECRET_BYTES:
@@ -151,6 +156,10 @@ def _usable(name: str, value: bytes) -> bytes:
     return value
 
 
+def _ignored(values: Iterable[SecretValue]) -> None:
+    """Nobody wants to know."""
+
+
 class Secrets:
     """All stores, asked in order; each entry gets its own secrets and no others."""
 
@@ -161,6 +170,8 @@ class Secrets:
             SecretsError: two of them would be read from one variable.
         """
         self._stores = stores
+        self.resolved: Callable[[Iterable[SecretValue]], None] = _ignored
+        """Told of all values that are handed out."""
         self.check(names)
 
     @staticmethod
@@ -196,6 +207,7 @@ class Secrets:
                 missing.append(name)
         if missing:
             raise SecretsError("; ".join(self._how_to_set(name) for name in missing))
+        self.resolved(found.values())
         return found
 
     def _find(self, name: str, owner: str) -> SecretValue | None:

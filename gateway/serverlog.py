@@ -56,6 +56,12 @@ class ServerLog:
         self.noise = 0
         """Lines on stdout that are not JSON-RPC, since the last start."""
 
+    def branch(self) -> ServerLog:
+        """The same log for one connection that holds a credential of its own: what it hides is hidden there alone."""
+        branch = ServerLog()
+        branch._lines, branch.attempts = self._lines, self.attempts
+        return branch
+
     def hide(self, redactor: Redactor | None) -> None:
         """From now on this takes secrets out of what the server says."""
         self.hides = redactor

@@ -70,6 +70,11 @@ class Settings:
     tls_cert: Path | None = None
     """A certificate with its chain, as PEM; the gateway then serves https itself."""
     tls_key: Path | None = None
+    vault_key: str = ""
+    """What keeps the vault's key: keyring, file:/path, command:PROGRAM or passphrase:/path; empty is the keyring where
+    there is one, else a file in the state folder."""
+    stores: str = ""
+    """Where secrets come from, in this order, with semicolons between; empty is `vault;environment;folder`."""
 
     @property
     def engine(self) -> EngineAddress:

@@ -157,10 +157,13 @@ class Upstream:
         call_timeout_s: float,
         on_notification: Callable[[Upstream, str, bytes], None],
         capabilities: Raw | None = None,
+        owner: str = "",
     ) -> None:
-        """`capabilities` are declared to a legacy server, which may then ask; None for a connection that serves several
-        callers, over which a question could not be tied to the call that caused it."""
+        """`owner` is the principal whose own credential the connection holds, if it does. `capabilities` are declared
+        to a legacy server, which may then ask; None for a connection that serves several callers, over which a question
+        could not be tied to the call that caused it."""
         self.server = server
+        self.owner = owner
         self.log = log
         self.call_timeout_s = call_timeout_s
         self.facts: ServerFacts | None = None

@@ -18,7 +18,12 @@ IMPORTERS = {
     "httptools": {"gateway/wire/http_client.py", "gateway/onewrite.py"},
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
     "cedarpy": {"policies/cedar.py", "policies/rule.py"},
-    "cryptography": {"gateway/bridge.py", "gateway/images/signatures.py", "gateway/images/signing.py"},
+    "cryptography": {
+        "gateway/bridge.py",
+        "gateway/images/signatures.py",
+        "gateway/images/signing.py",
+        "gateway/vault/sealing.py",
+    },
 }
 """The modules that may import a heavy library: one, or one for each use of it."""
 

@@ -36,11 +36,11 @@ HOLDERS = {
         ("admin.py", "describe"): "state for people",
         ("door.py", "_admit"): "the call that waits for answers goes on",
         ("door.py", "_withdraw"): "the call that waits for answers ends",
-        ("door.py", "give_up"): "the same for a task of the server's that nobody waits for",
         ("bridge.py", "__init__"): "a call that waits for answers keeps its connection",
         ("bridge.py", "answer"): "answers go to the server that asked",
     },
     # Making a connection to anything that speaks MCP.
+    "upstream_of": {("door.py", "give_up"): "a task of the server's that nobody waits for ends"},
     "Upstream": {("client.py", "_session"): "the command line is a client of the gateway"},
     "HttpChannel": {("client.py", "_session"): "the command line is a client of the gateway"},
     "spawn": {},

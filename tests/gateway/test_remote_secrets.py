@@ -99,7 +99,7 @@ async def test_a_secret_that_is_missing_or_fits_no_header_is_named_and_nothing_i
             await place.gateway.pool.connection("far")
         assert not server.requests
         said = str(refused.value)
-        wanted = f"is missing: set {variable('far.key')}" if value is None else "cannot stand in a header"
+        wanted = "is missing: run lockgate secret set far.key" if value is None else "cannot stand in a header"
         assert f"the secret far.key {wanted}" in said
         assert "123" not in said
         session = await place.session()

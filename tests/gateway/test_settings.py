@@ -49,6 +49,8 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "LOCKGATE_PUBLIC_URL": "https://gateway.example",
         "LOCKGATE_TLS_CERT": "/cert.pem",
         "LOCKGATE_TLS_KEY": "/key.pem",
+        "LOCKGATE_VAULT_KEY": "file:/vault.key",
+        "LOCKGATE_STORES": "vault",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
@@ -74,6 +76,8 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "https://gateway.example",
         Path("/cert.pem"),
         Path("/key.pem"),
+        "file:/vault.key",
+        "vault",
     )
     assert settings.url == "https://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)

@@ -17,6 +17,7 @@ from catalog import Entry, Limits, Package
 from gateway.gateway import Gateway
 from gateway.runtimes import Runtime
 from gateway.runtimes.process import spawn
+from gateway.secrets import Secrets
 from gateway.serverlog import ServerLog
 from gateway.settings import Settings
 from gateway.wire.channel import Channel, Receiver
@@ -40,6 +41,7 @@ class LocalRuntime:
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
         self.starts: list[str] = []
+        self.secrets = Secrets()
         self._others = {pid for pid, parent, _ in _processes() if parent == os.getpid()}
 
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
@@ -50,6 +52,8 @@ class LocalRuntime:
         script, *arguments = entry.command
         argv = [sys.executable, "-S", str(HERE / f"{script}.py"), *arguments]
         env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", MARK: self.mark}
+        found = self.secrets.resolve(entry, owner) if entry.secrets else {}
+        env |= {one.env: found[one.name].reveal().decode() for one in entry.secrets if one.env and one.name in found}
         return await spawn(argv, env=env, cwd=str(HERE), receiver=receiver, log=log, label="local")
 
     def processes(self) -> list[int]:
@@ -88,6 +92,7 @@ class LocalGateway(Gateway):
         self.local = LocalRuntime()
 
     def runtime_for(self, entry: Entry) -> Runtime:
+        self.local.secrets = self.secrets
         return self.local if entry.package is not None else super().runtime_for(entry)
 
 
