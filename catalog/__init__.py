@@ -13,11 +13,12 @@ from catalog.loader import find_shipped_catalog, load_catalog, load_profiles, pa
 from catalog.lock import Lock, Source, read_lock, write_lock
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
-from catalog.profile import Callers, Detail, Profile
+from catalog.profile import Budget, Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 
 __all__ = [
+    "Budget",
     "CallTool",
     "Callers",
     "Catalog",

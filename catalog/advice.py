@@ -15,8 +15,22 @@ def advice(catalog: Catalog) -> list[Problem]:
     return [
         Problem(catalog.path, None, place_name("profiles", profile.name), message)
         for profile in catalog.profiles.values()
-        for message in _renamed(catalog, profile)
+        for message in (*_renamed(catalog, profile), *_beyond_budget(catalog, profile))
     ]
+
+
+def known_tools(catalog: Catalog, profile: Profile) -> int:
+    """Return how many tools of a profile are known in advance."""
+    return sum(
+        len(profile.tools[server]) if server in profile.tools else len(catalog.entry(profile.entry_id(server)).tools)
+        for server in profile.servers
+    )
+
+
+def _beyond_budget(catalog: Catalog, profile: Profile) -> Iterator[str]:
+    limit = profile.budget.tools if profile.budget is not None else None
+    if limit is not None and (n_known := known_tools(catalog, profile)) > limit:
+        yield f"knows {n_known} tools and lists {limit}: the first {limit - 2}, and two that find and call the others"
 
 
 def _renamed(catalog: Catalog, profile: Profile) -> Iterator[str]:

@@ -17,7 +17,7 @@ from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
 from catalog.located import Mapping, Node, Scalar, Unclear, find, plain
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume, keys_of
 from catalog.percall import CallTool
-from catalog.profile import Callers, Detail, Profile
+from catalog.profile import Budget, Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
 from catalog.setting import Setting
 from catalog.spelling import did_you_mean, quoted, skeleton
@@ -42,6 +42,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "per_call": CallTool,
     "identities": Identity,
     "details": Detail,
+    "budget": Budget,
     "for": Callers,
 }
 _KEPT_PRIVATE = frozenset(("env", "headers", "command", "args", "settings", "details"))

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict,
 
 from catalog import reference
 from catalog.instance import Secrets, Settings, instance_id
-from catalog.parts import Id, Line, Part, ToolName, distinct, duplicates, form, refuse
+from catalog.parts import Id, Line, Part, ToolName, WholeNumber, distinct, duplicates, form, refuse
 
 MAX_DESCRIPTION = 4000
 """Characters; a model reads it with every request."""
@@ -60,6 +60,21 @@ PLAIN = Detail()
 Details = Annotated[Mapping[Id, Detail], *_Frozen]
 
 
+class Budget(Part):
+    """How many of its tools a profile lists; the others are found and called by two tools of the gateway."""
+
+    tools: Annotated[WholeNumber, Field(ge=3, le=10_000)] | None = None
+    """Tools in the list, the gateway's own two among them."""
+    chars: Annotated[WholeNumber, Field(ge=2000, le=100_000_000)] | None = None
+    """Characters of all definitions in the list; a model reads about one token for four of them."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.tools is None and self.chars is None:
+            refuse(["is a budget without a limit; add tools or chars, or remove it"])
+        return self
+
+
 class Callers(Part):
     """Whom a profile is for: these people and programs, and everybody in these groups."""
 
@@ -83,6 +98,8 @@ class Profile(Part):
     """Whether tools keep their own names, without the server's before them; for one server only."""
     tools: Selection = Field(default_factory=lambda: _freeze({}))
     """Server to allowed tool names. A server that is absent here has all its tools, an empty list none."""
+    budget: Budget | None = None
+    """How many tools are listed; left out, all are."""
     callers: Annotated[Callers | None, Field(alias="for")] = None
     """Whom it is for; to others it does not exist. Left out, it is for everybody."""
     policy: Id = "open"
@@ -100,6 +117,8 @@ class Profile(Part):
             )
         if self.plain_names and len(self.servers) != 1:
             yield "plain_names is only for a profile of one server, since names of several could collide"
+        if self.budget is not None and "lockgate" in self.servers:
+            yield "has a budget and a server called lockgate, whose name the gateway's own tools have; give it another"
         for name in self.details:
             if name not in self.servers:
                 yield f"has details of {name}, which is not among its servers; add or remove"

@@ -14,7 +14,7 @@ import anyio
 from msgspec import Raw
 
 from catalog import Profile
-from gateway import audit, bridge, errors, extensions, names, relayed, surface, tasks
+from gateway import audit, bridge, budget, errors, extensions, names, relayed, surface, tasks
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.caller import SOURCE, Caller
@@ -149,6 +149,10 @@ class Door:
                 return await self._admit_task(caller, method, envelope.fields(params), record)
             return await self._admit_foreign(caller, method, params, notify, record)
         members = envelope.fields(params)
+        if caller.profile.budget is not None and route.action == "call":
+            found = await self._from_shelf(caller, members, record)
+            if found is not None:
+                return found
         view, target = await self._find(caller, route, members, record)
         _note_server(record, caller, target.server, target.item)
         arguments = bytes(members.get("arguments", envelope.ABSENT))
@@ -200,6 +204,23 @@ class Door:
                 record.outcome, record.detail = "task", task.id
                 return outcome
         return self._finished(view, target, method, outcome, record, ticket)
+
+    async def _from_shelf(self, caller: Caller, members: Fields, record: Record) -> Reply | None:
+        """The answer to a search for tools that are not listed; a call of one becomes the call it stands for."""
+        name = envelope.text(members.get("name", envelope.ABSENT), "name")
+        if name == budget.CALL:
+            record.name = name
+            budget.unwrap(members)
+        if name != budget.FIND:
+            return None
+        record.name = name
+        if self.admits(caller):
+            await self.learn(caller.profile.names)
+        shelf = self.surface(caller).shelf
+        if shelf is None:
+            return None
+        record.outcome = "ok"
+        return budget.answer(shelf, bytes(members.get("arguments", envelope.ABSENT)))
 
     def _decide(self, caller: Caller, action: Action, target: Target, arguments: bytes) -> Decision:
         """What policy says, remembered where no rule looks at arguments or circumstances."""
@@ -330,8 +351,12 @@ class Door:
 
     async def _slow_target(self, caller: Caller, params: bytes) -> Target | None:
         """The tool of a call that may become a task of the gateway's own; whatever is wrong is for `call` to find."""
+        members = envelope.fields(params)
         try:
-            name = envelope.text(envelope.fields(params).get("name", envelope.ABSENT), "name")
+            name = envelope.text(members.get("name", envelope.ABSENT), "name")
+            if name == budget.CALL and caller.profile.budget is not None:
+                budget.unwrap(members)
+                name = envelope.text(members["name"], "name")
         except WireError:
             return None
         view = self.surface(caller)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from catalog import Detail, Profile
-from gateway import errors, names
+from gateway import budget, errors, names
+from gateway.budget import Shelf
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Item, Kind, Listing
 from gateway.wire import envelope
 from gateway.wire.envelope import Fields, WireError
@@ -49,6 +50,8 @@ class Surface:
     pages: Mapping[str, Page] = field(default_factory=dict)
     single: str | None = None
     """The only server, in a profile with plain names."""
+    shelf: Shelf | None = None
+    """All tools, in a profile with a budget for those that are listed."""
 
     def resource(self, uri: str) -> Target:
         """The server that serves a public URI: it need not be listed (links in results often are not), but its server
@@ -116,6 +119,8 @@ def build(
             continue
         detail = profile.detail(server)
         shown = [(kind, item) for kind, item in items(listing) if visible(kind, id, item.key)]
+        if server in profile.tools:
+            shown.sort(key=lambda one: profile.tools[server].index(one[1].key) if one[0] is TOOLS else -1)
         renamed = _renamed(detail, (item.key for kind, item in shown if kind is TOOLS))
         for kind, item in shown:
             public = _public(kind, single, server, renamed.get(item.key, item.key) if kind is TOOLS else item.key)
@@ -137,14 +142,15 @@ def build(
                 resources[public] = target
             else:
                 templates[public] = target
+    listed, shelf = budget.cut(profile.budget, out[TOOLS.method])
     pages = {}
-    for method, finished in out.items():
+    for method, finished in {**out, TOOLS.method: listed}.items():
         keys = tuple(sorted(finished))
         pages[method] = Page(keys, tuple(finished[key] for key in keys))
     readable = {
         server: id for server, id in profile.runs.items() if id in listings and "resources" in listings[id].capabilities
     }
-    return Surface(tools, prompts, resources, templates, readable, profile.names, pages, single)
+    return Surface(tools, prompts, resources, templates, readable, profile.names, pages, single, shelf)
 
 
 def _renamed(detail: Detail, shown: Iterable[str]) -> Mapping[str, str]:

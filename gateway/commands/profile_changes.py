@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from ruamel.yaml.comments import CommentedMap
 
-from gateway import profilefile
+from gateway import policyfiles, profilefile
 from gateway.commands.profile import Name, app, written
 from gateway.commands.running import settings
 from gateway.errors import SettingsError
@@ -160,6 +160,41 @@ def bind(
         bound = {"principals": principals, "groups": groups}
         profile["for"] = CommentedMap({key: sequence(names) for key, names in bound.items() if names})
         _tidy(profile, "for")
+
+    _changed(name, change)
+
+
+@app.command("budget")
+def budget(
+    name: Name,
+    tools: Annotated[int | None, typer.Option("--tools", help="How many tools are listed.")] = None,
+    chars: Annotated[int | None, typer.Option("--chars", help="How long their definitions are together.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="List all tools again.")] = False,
+) -> None:
+    """Limit what a profile lists; the first tools are, and two of the gateway's own find and call the others."""
+    if every == (tools is not None or chars is not None):
+        raise SettingsError("give --tools or --chars, or --all")
+
+    def change(profile: CommentedMap) -> None:
+        limits = {"tools": tools, "chars": chars}
+        profile["budget"] = CommentedMap({key: limit for key, limit in limits.items() if limit is not None})
+        _tidy(profile, "budget")
+
+    _changed(name, change)
+
+
+@app.command("policy")
+def policy(
+    name: Name,
+    chosen: Annotated[str, typer.Argument(metavar="POLICY", help="The name of a policy, see docs/policy.md.")],
+) -> None:
+    """Choose the policy that says who may do what with a profile."""
+    known = policyfiles.read_texts(settings())
+    if chosen not in known:
+        raise SettingsError(f"there is no policy {chosen}; there are {', '.join(sorted(known))}")
+
+    def change(profile: CommentedMap) -> None:
+        profile["policy"] = chosen
 
     _changed(name, change)
 

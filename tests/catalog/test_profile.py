@@ -228,6 +228,31 @@ def test_unknown_entry_or_profile_comes_with_a_suggestion(tmp_path: Path) -> Non
     assert len(str(caught.value)) < 500
 
 
+def test_budget_smaller_than_the_known_tools_is_warned_of(tmp_path: Path) -> None:
+    tools = "tools: [a, b, c, d, e, f]\n"
+    for limit, warned in (
+        (6, []),
+        (4, ["knows 6 tools and lists 4: the first 2, and two that find and call the others"]),
+    ):
+        profile = f"profiles:\n  p: {{title: P, servers: [box], budget: {{tools: {limit}}}}}\n"
+        catalog = load(tmp_path, document({"box": BOX + tools}, profile))
+        assert [problem.message for problem in advice(catalog)] == warned
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{title: W, servers: [box], budget: {}}", "without a limit"),
+        ("{title: W, servers: [box], budget: {tools: 2}}", "greater than or equal to 3"),
+        ("{title: W, servers: [box], budget: {tool: 9}}", 'did you mean "tools"'),
+        ("{title: W, servers: [lockgate], details: {lockgate: {server: box}}, budget: {tools: 9}}", "own tools"),
+    ],
+)
+def test_budget_that_could_not_work_is_refused(tmp_path: Path, body: str, words: str) -> None:
+    found = problems(tmp_path, with_profile(body))
+    assert words in "\n".join(problem.message for problem in found)
+
+
 def test_renames_that_look_like_mistakes_are_warned_of(tmp_path: Path) -> None:
     details = "{box: {rename: {open: shut}}, work: {server: box, rename: {open: lift, shut: open}}}"
     body = f"{{title: W, servers: [box, work], details: {details}, tools: {{work: [open]}}}}"

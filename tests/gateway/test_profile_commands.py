@@ -107,6 +107,8 @@ def test_what_is_taken_back_leaves_the_profile_as_it_was(file: Path) -> None:
         (("select", "work", "box", "put"), ("select", "work", "box", "--all")),
         (("bind", "work", "--principal", "ada"), ("bind", "work", "--everybody")),
         (("add", "work", "box", "--as", "other"), ("remove", "work", "other")),
+        (("budget", "work", "--tools", "40", "--chars", "60000"), ("budget", "work", "--all")),
+        (("policy", "work", "read-only"), ("policy", "work", "open")),
     ):
         done(*words)
         assert load_catalog(file).profile("work") != before, words
@@ -131,6 +133,9 @@ def test_what_is_taken_back_leaves_the_profile_as_it_was(file: Path) -> None:
         (("select", "work", "box"), "name the tools to show"),
         (("select", "work", "box", "pt"), 'did you mean "put"'),
         (("bind", "work"), "name somebody"),
+        (("budget", "work"), "give --tools or --chars"),
+        (("budget", "work", "--tools", "2"), "greater than or equal to 3"),
+        (("policy", "work", "opn"), "there is no policy opn; there are"),
         (("create", "work", "box"), "there is a profile work already"),
         (("create", "wo rk", "box"), "is no valid id"),
         (("rm", "work"), "is served at /mcp"),
