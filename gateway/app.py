@@ -21,6 +21,7 @@ from gateway.auth.guard import Guard
 from gateway.auth.resources import Names
 from gateway.gateway import Gateway
 from gateway.openai import OpenAiApi
+from gateway.signin.server import AuthorizationServer
 from gateway.wire.http import NO_SUCH_PROFILE, McpEndpoint
 from policies import Principal
 
@@ -115,8 +116,15 @@ def loopback_principal(scope: Scope) -> Principal:
     return _LOCAL
 
 
-def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str, guard: Guard | None = None) -> ASGIApp:
-    """The application over an entered gateway. `admin_token` opens the admin API; `guard` asks callers to sign in."""
+def create_app(
+    gateway: Gateway,
+    endpoint: McpEndpoint,
+    admin_token: str,
+    guard: Guard | None = None,
+    server: AuthorizationServer | None = None,
+) -> ASGIApp:
+    """The application over an entered gateway. `admin_token` opens the admin API; `guard` asks callers to sign in,
+    `server` is where."""
     admin = AdminApi(gateway, admin_token, guard)
     openai = OpenAiApi(gateway.models)
     mcp = Mcp(gateway, endpoint)
@@ -134,6 +142,7 @@ def create_app(gateway: Gateway, endpoint: McpEndpoint, admin_token: str, guard:
             Route("/healthz", health),
             *admin.routes(),
             *(guard.routes() if guard is not None else ()),
+            *(server.routes(guard.authenticator) if server is not None and guard is not None else ()),
         ],
     )
     if guard is None:

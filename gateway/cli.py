@@ -30,6 +30,7 @@ from gateway.commands import (
     server,
     stdio,
     tools,
+    user,
 )
 from gateway.commands.running import shown
 from gateway.connect import DocumentError
@@ -49,6 +50,7 @@ app.add_typer(tools.app, name="tools", help="List and call the tools of a profil
 app.add_typer(server.app, name="server", help="See and control the servers behind the gateway.")
 app.add_typer(key.app, name="key", help="API keys for programs that call the gateway.")
 app.add_typer(secret.app, name="secret", help="Keep secrets in the vault, and look after its key.")
+app.add_typer(user.app, name="user", help="Accounts of people who sign in here.")
 app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune container images.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")

@@ -210,6 +210,14 @@ class Secrets:
         self.resolved(found.values())
         return found
 
+    def get(self, name: str) -> SecretValue | None:
+        """A secret of the gateway's own, from the first store that has it.
+
+        Raises:
+            SecretsError: it is there, but must not be used.
+        """
+        return self._find(name, "")
+
     def _find(self, name: str, owner: str) -> SecretValue | None:
         for whose in (owner, "") if owner else ("",):
             for store in self._stores:

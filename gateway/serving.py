@@ -28,6 +28,7 @@ from gateway.auth.opening import names_of, open_guard
 from gateway.gateway import Gateway, StateInUse, lock_state, release_state
 from gateway.runs import RUN_FILE, SOCKET
 from gateway.settings import Settings
+from gateway.signin.server import AuthorizationServer
 from gateway.wire.http import McpEndpoint
 from gateway.wire.modern import ModernEra
 from gateway.wire.stdio import serve_socket
@@ -99,14 +100,18 @@ async def served(
     listener = _listen(settings)
     port = listener.getsockname()[1]
     running = Running(settings.url_at(port), os.getpid(), secrets.token_hex(32), settings.profile)
-    guard = None
+    guard = server = None
     if gateway.signin is not None:
         names = names_of(settings, port)
-        guard = open_guard(gateway.signin, names, gateway.database, gateway.audit, running.admin_token)
+        state, secrets_of = settings.state_dir, gateway.secrets
+        if gateway.signin.accounts:
+            server = AuthorizationServer(gateway.signin, names, gateway.database, gateway.audit, secrets_of, state)
+        own = server.tokens if server is not None else None
+        guard = open_guard(gateway.signin, names, gateway.database, gateway.audit, running.admin_token, own)
         principal_of = authenticated_principal
     endpoint = McpEndpoint(gateway.door, principal_of)
     config = uvicorn.Config(
-        create_app(gateway, endpoint, running.admin_token, guard),
+        create_app(gateway, endpoint, running.admin_token, guard, server),
         lifespan="off",
         http=patience.PatientProtocol,
         ws="none",

@@ -23,7 +23,7 @@ from gateway.secrets import VARIABLE_PREFIX
 RuntimeChoice = Literal["auto", "docker", "process"]
 PREFIX: Final = "LOCKGATE_"
 DEFAULT_PORT: Final = 8811
-AUTH_WORDS: Final = ("off", "keys")
+AUTH_WORDS: Final = ("off", "keys", "accounts")
 """Everything else that `LOCKGATE_AUTH` says is the path of a file."""
 MIN_CONTEXT_TOKENS: Final = 512
 """Less does not hold one tool and one question."""
@@ -64,7 +64,7 @@ class Settings:
     """An SQLAlchemy URL: `postgresql://user:password@host/name`; empty is `lockgate.db` in the state folder."""
 
     auth: str = "off"
-    """How callers sign in: `off` on loopback, `keys`, or a TOML file that says more."""
+    """How callers sign in: `off` on loopback, `keys`, `accounts`, or a TOML file that says more."""
     public_url: str = ""
     """The https:// address that clients use, where it is not the one listened on: that of a proxy in front."""
     tls_cert: Path | None = None

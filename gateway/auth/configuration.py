@@ -60,19 +60,43 @@ class Issuer(_Part):
     """Claims that a token must have with exactly this value."""
 
 
+class Login(_Part):
+    """An OpenID provider at which people sign in on our pages."""
+
+    name: Name
+    issuer: Url
+    client_id: Text
+    client_secret: Text = ""
+    """The name of the secret, or nothing for a public client."""
+    scopes: tuple[Text, ...] = ("openid",)
+    groups_claim: Text = "groups"
+    groups: dict[Text, Text] = {}
+
+
 class Configuration(_Part):
     """Everything about signing in that an operator decides."""
 
+    accounts: bool = False
+    """People sign in at this gateway, and clients get tokens from it."""
     issuers: Annotated[tuple[Issuer, ...], Field(max_length=16)] = ()
+    login: Login | None = None
+    client_hosts: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    """Hosts whose client metadata documents are taken; any public host if there is none."""
+    client_loopback: bool = False
+    """Also take client metadata documents from this machine, for trying things out."""
+    open_registration: bool = True
+    """Let clients register themselves (RFC 7591), as older ones need."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [one.name for one in self.issuers]
+        names = [one.name for one in self.issuers] + ([self.login.name] if self.login else [])
         urls = [one.issuer for one in self.issuers]
         if len(set(names)) < len(names) or len(set(urls)) < len(urls):
             raise ValueError("each provider has a name and an issuer of its own")
         if taken := RESERVED & set(names):
             raise ValueError(f"{', '.join(sorted(taken))}: reserved, choose another name for the provider")
+        if self.login and not self.accounts:
+            raise ValueError("login needs accounts = true")
         return self
 
 
@@ -87,6 +111,8 @@ def read_configuration(auth: str) -> Configuration | None:
             return None
         case "keys":
             return Configuration()
+        case "accounts":
+            return Configuration(accounts=True)
     path = Path(auth)
     try:
         with path.open("rb") as file:

@@ -31,11 +31,20 @@ def names_of(settings: Settings, port: int) -> Names:
     return Names(base, tuple(one for one in others if one != base))
 
 
-def open_guard(configuration: Configuration, names: Names, database: Database, audit: Audit, admin_token: str) -> Guard:
-    """The gate in front of a gateway that asks callers to sign in."""
+def open_guard(
+    configuration: Configuration,
+    names: Names,
+    database: Database,
+    audit: Audit,
+    admin_token: str,
+    own: Trusted | None = None,
+) -> Guard:
+    """The gate in front of a gateway that asks callers to sign in; `own` are the tokens that it issues itself."""
     trusted: dict[str, Trusted] = {one.issuer: _external(one) for one in configuration.issuers}
+    if own is not None:
+        trusted = {**trusted, names.base: own}
     authenticator = Authenticator(Keys(database), trusted, admin_token)
-    return Guard(authenticator, names, tuple(one.issuer for one in configuration.issuers), audit)
+    return Guard(authenticator, names, tuple(sorted(trusted, key=lambda one: one != names.base)), audit)
 
 
 def _external(issuer: Issuer) -> External:

@@ -81,14 +81,24 @@ def take_apart(token: str) -> Unverified:
     return Unverified(token, header, claims)
 
 
-def verify(unverified: Unverified, key: Key, algorithms: tuple[str, ...], types: tuple[str, ...], now: float) -> Claims:
-    """What the token says, if this key signed it and it is good now.
+def verify(
+    unverified: Unverified,
+    key: Key,
+    algorithms: tuple[str, ...],
+    types: tuple[str, ...],
+    now: float,
+    *,
+    typed: bool = True,
+) -> Claims:
+    """What the token says, if this key signed it and it is good now. ID tokens need not be `typed`.
 
     Raises:
         BadCredential: it is not.
     """
     kind = unverified.header.get("typ")
     kinds = {one.lower() for one in types}
+    if kind is None and not typed:
+        kind = types[0]
     if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in kinds:
         raise BadCredential("typ is not that of an access token")
     if unverified.algorithm not in algorithms:

@@ -20,6 +20,7 @@ from gateway.commands.running import err, first_line, log_to_stderr, out, run, s
 from gateway.gateway import Gateway
 from gateway.serving import Running, served
 from gateway.settings import Settings
+from gateway.signin.accounts import Accounts
 
 
 def serve(
@@ -37,6 +38,8 @@ def serve(
 async def _work(wanted: Settings, with_model: bool) -> None:
     loop = asyncio.get_running_loop()
     async with Gateway(wanted) as gateway, served(gateway) as service:
+        if gateway.signin is not None and gateway.signin.accounts:
+            await _invite(gateway, service.running)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, service.stop)
         loop.add_signal_handler(signal.SIGHUP, gateway.catalog_watch.reload_soon)
@@ -46,6 +49,16 @@ async def _work(wanted: Settings, with_model: bool) -> None:
         finally:
             preparing.cancel()
             await asyncio.gather(preparing, return_exceptions=True)
+
+
+async def _invite(gateway: Gateway, running: Running) -> None:
+    """Say how the first administrator gets in, if there is none yet."""
+    accounts = Accounts(gateway.database)
+    if not await accounts.count():
+        page = f"{gateway.settings.public_url or running.url}/oauth/setup"
+        out.print(
+            f"Nobody can sign in yet. Open {page} within an hour, with the code {await accounts.bootstrap_code()}"
+        )
 
 
 async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None:

@@ -8,6 +8,9 @@ from gateway.auth.configuration import Configuration, read_configuration
 from gateway.errors import SettingsError
 
 GOOD = """
+accounts = true
+client_hosts = ["clients.example"]
+
 [[issuers]]
 name = "corp"
 issuer = "https://id.example/tenant"
@@ -15,9 +18,10 @@ audiences = ["lockgate"]
 algorithms = ["RS256"]
 groups = { "1" = "staff" }
 
-[[issuers]]
+[login]
 name = "home"
 issuer = "https://login.example"
+client_id = "lockgate"
 """
 
 
@@ -36,15 +40,16 @@ def refusal(folder: Path, text: str) -> str:
 def test_words_and_files(tmp_path: Path) -> None:
     assert read_configuration("off") is None
     assert read_configuration("keys") == Configuration()
+    assert read_configuration("accounts") == Configuration(accounts=True)
     found = read_configuration(write(tmp_path, GOOD))
     assert found is not None
-    assert (found.issuers[0].issuer, found.issuers[1].name) == ("https://id.example/tenant", "home")
+    assert (found.issuers[0].issuer, found.login and found.login.name) == ("https://id.example/tenant", "home")
     assert read_configuration(write(tmp_path, "")) == Configuration()
 
 
 def test_mistakes_are_refused_with_their_place(tmp_path: Path) -> None:
-    assert "isuers" in refusal(tmp_path, "isuers = []")
-    assert "is not TOML" in refusal(tmp_path, "issuers = []\nissuers = []")
+    assert "acounts" in refusal(tmp_path, "acounts = true")
+    assert "is not TOML" in refusal(tmp_path, "accounts = true\naccounts = false")
     assert "is not TOML" in refusal(tmp_path, "{")
     for bad in ("HS256", "none", "RS1"):
         assert "algorithms" in refusal(tmp_path, GOOD.replace('"RS256"', f'"{bad}"'))
@@ -60,6 +65,7 @@ def test_mistakes_are_refused_with_their_place(tmp_path: Path) -> None:
     for name in ("local", "user", "key", "client"):
         assert "reserved" in refusal(tmp_path, GOOD.replace('"corp"', f'"{name}"'))
     assert "of its own" in refusal(tmp_path, GOOD.replace('"home"', '"corp"'))
+    assert "needs accounts" in refusal(tmp_path, GOOD.replace("accounts = true", "accounts = false"))
     two = refusal(tmp_path, GOOD.replace('"corp"', '"Corp!"').replace('"RS256"', '"HS256"'))
     assert "issuers.0.name" in two
     assert "issuers.0.algorithms" in two
