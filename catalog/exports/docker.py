@@ -3,14 +3,14 @@
 Does not know files. A setting becomes a template of Docker's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.parts import Mount
 from catalog.percall import CallTool
-from catalog.profile import Profile
+from catalog.profile import Detail, Profile
 from catalog.setting import Setting
 
 VERSION: Final = 3
@@ -36,19 +36,44 @@ def export_docker_profile(catalog: Catalog, profile: Profile) -> tuple[dict[str,
     """Return the profile document, which holds the entries as snapshots, and notes."""
     servers: list[dict[str, Any]] = []
     notes: list[str] = []
-    for id in profile.servers:
+    taken: set[str] = set()
+    for name in profile.servers:
+        id, detail = profile.entry_id(name), profile.detail(name)
+        if id in taken:
+            notes.append(f"{name}: left out: Docker's profile has each server once, and {id} is there already")
+            continue
         document, found = export_docker(profile.name, [catalog.entry(id)])
         notes += found
         if id not in document["registry"]:
             continue
+        taken.add(id)
+        notes += _lost(name, id, detail)
         snapshot = {"name": id, **document["registry"][id]}
         server: dict[str, Any] = {"type": "image", "image": snapshot.get("image", "")}
         if "remote" in snapshot:
             server = {"type": "remote", "endpoint": snapshot["remote"]["url"]}
-        if id in profile.tools:
-            server["tools"] = list(profile.tools[id])
+        if detail.settings:
+            server["config"] = {
+                key: list(value) if isinstance(value, tuple) else value for key, value in detail.settings.items()
+            }
+        if name in profile.tools:
+            server["tools"] = list(profile.tools[name])
         servers.append({**server, "snapshot": {"server": snapshot}})
+    for key, said in (("for", profile.callers), ("budget", profile.budget)):
+        if said is not None:
+            notes.append(f"{profile.name}: Docker's profile has no place for {key}")
+    if profile.policy != "open":
+        notes.append(f"{profile.name}: Docker's profile has no place for the policy {profile.policy}")
     return {"version": 1, "id": profile.name, "name": profile.title, "servers": servers}, notes
+
+
+def _lost(name: str, id: str, detail: Detail) -> Iterator[str]:
+    """What of a server's details Docker's profile has no place for."""
+    if name != id:
+        yield f"{name}: is called {id} there"
+    for key, said in (("secrets", detail.secrets), ("rename", detail.rename), ("descriptions", detail.descriptions)):
+        if said:
+            yield f"{name}: Docker's profile has no place for {key}"
 
 
 def _entry(entry: Entry, notes: list[str]) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from catalog import (
     advice,
     difference,
     load_catalog,
+    load_profiles,
 )
 from catalog.jsonschema import schema_text
 from catalog.writing import write_catalog
 from gateway.abilities import lacking
-from gateway.catalogs import catalog_file, open_catalog
+from gateway.catalogs import catalog_file, open_catalog, profiles_file
 from gateway.commands.asking import ask_gateway
 from gateway.commands.running import AsJson, err, out, print_json, settings
 from gateway.errors import SettingsError
@@ -58,25 +59,25 @@ def lint(
     file: Annotated[Path | None, typer.Argument(help="A catalogue file; default: the one in use.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a catalogue file; every problem is printed with file, line and entry."""
+    """Check a catalogue file and, without FILE, your own profiles; each problem comes with file, line and entry."""
     path = file or catalog_file(settings())
-    if as_json:
-        _lint_json(path)
-        return
-    catalog = load_catalog(path)
-    for warning in advice(catalog):
-        err.print(f"warning: {warning}")
-    typer.echo(f"{path}: {len(catalog.entries)} entries and {len(catalog.profiles)} profiles, no problems")
-
-
-def _lint_json(path: Path) -> None:
+    own = profiles_file(settings()) if file is None else None
     try:
         catalog = load_catalog(path)
+        if own is not None and own.exists():
+            catalog = load_profiles(own, catalog)
     except CatalogError as exc:
+        if not as_json:
+            raise
         print_json({"ok": False, "problems": _rows(exc.problems)})
         raise typer.Exit(2) from exc
     counts = {"entries": len(catalog.entries), "profiles": len(catalog.profiles)}
-    print_json({"ok": True, "problems": [], "warnings": _rows(advice(catalog)), **counts})
+    if as_json:
+        print_json({"ok": True, "problems": [], "warnings": _rows(advice(catalog)), **counts})
+        return
+    for warning in advice(catalog):
+        err.print(f"warning: {warning}")
+    typer.echo(f"{path}: {counts['entries']} entries and {counts['profiles']} profiles, no problems")
 
 
 def _rows(problems: list[Problem]) -> list[dict[str, Any]]:

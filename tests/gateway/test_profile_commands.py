@@ -185,6 +185,17 @@ def test_profiles_are_listed_shown_and_exported(file: Path, place: Path) -> None
     assert "exists" in refused("export", "work", "-o", str(target))
 
 
+def test_lint_looks_at_profiles_of_ones_own_too(file: Path, place: Path) -> None:
+    done("create", "home", "crate")
+    own = place / "state/lockgate/profiles.yaml"
+    words = ["catalog", "lint", "--json"]
+    assert json.loads(CliRunner().invoke(app, words).stdout)["profiles"] == 2
+    own.write_text(own.read_text().replace("crate", "crte"))
+    found = json.loads(CliRunner().invoke(app, words).stdout)["problems"]
+    assert [(one["file"], one["entry"]) for one in found] == [(str(own), "profile home")]
+    assert json.loads(CliRunner().invoke(app, [*words, str(file)]).stdout)["ok"]
+
+
 def test_choice_of_the_default_profile_outlives_the_gateway_and_yields_to_the_environment(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

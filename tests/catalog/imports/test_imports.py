@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog import Catalog, find_shipped_catalog, load_catalog
+from catalog import Catalog, find_shipped_catalog, load_catalog, parse_catalog
 from catalog.exports import export_clients, export_docker, export_docker_profile, export_registry
 from catalog.imports import Ecosystem, NoPackages, Unreadable, import_text
 from catalog.writing import write_catalog
@@ -182,3 +182,46 @@ def test_entries_survive_the_way_to_a_server_json_and_back(shipped: Catalog) -> 
         if entry.image or entry.package:
             assert back.env == entry.env, entry.id
         assert {secret.env for secret in back.secrets} <= {secret.env for secret in entry.secrets}, entry.id
+
+
+def test_what_docker_has_no_place_for_is_said_and_the_rest_comes_back(tmp_path: Path) -> None:
+    text = """\
+version: 1
+servers:
+  box:
+    title: Box
+    description: Keeps things.
+    image: example/box:1
+    config: [{name: level, type: integer, env: LEVEL}, {name: paths, type: list, arg: ""}]
+    secrets: [{name: box.token, env: TOKEN}]
+    tools: [put, take]
+profiles:
+  work:
+    title: Work
+    servers: [office, box]
+    details:
+      office:
+        server: box
+        settings: {level: 3, paths: [/a, /b]}
+        secrets: {box.token: work/box}
+        rename: {put: store}
+    tools: {office: [put]}
+    policy: read-only
+    budget: {tools: 9}
+    for: {principals: [ada]}
+"""
+    catalog = parse_catalog(tmp_path / "catalog.yaml", text)
+    document, notes = export_docker_profile(catalog, catalog.profile("work"))
+    assert notes == [
+        "office: is called box there",
+        "office: Docker's profile has no place for secrets",
+        "office: Docker's profile has no place for rename",
+        "box: left out: Docker's profile has each server once, and box is there already",
+        "work: Docker's profile has no place for for",
+        "work: Docker's profile has no place for budget",
+        "work: Docker's profile has no place for the policy read-only",
+    ]
+    back = import_text(json.dumps(document)).profiles["work"]
+    assert back.servers == ("box",)
+    assert dict(back.detail("box").settings) == {"level": 3, "paths": ("/a", "/b")}
+    assert back.tools["box"] == ("put",)
