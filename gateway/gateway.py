@@ -319,7 +319,8 @@ class Gateway:
             runtime = self.runtime_for(entry)
         except errors.UpstreamError as exc:
             return "-", str(exc)
-        return (self.process.label if runtime is self.process else runtime.name), ""
+        labelled = next((one for one in (self.process, self.docker) if one is runtime), None)
+        return (labelled.label if labelled is not None else runtime.name), ""
 
 
 def _secret_names(catalog: Catalog) -> list[str]:

@@ -30,6 +30,7 @@ from gateway.runtimes.attach import AttachProtocol, Stream
 from gateway.runtimes.container import DockerChannel
 from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
 from gateway.runtimes.inside import InsideChannel, Lifeline
+from gateway.runtimes.kind import EngineKind
 from gateway.runtimes.launcher import Launcher
 from gateway.runtimes.oneshot import Made
 from gateway.runtimes.percall import PerCallChannel, tool_entry
@@ -77,6 +78,8 @@ class DockerRuntime:
         self._facts: dict[str, ImageFacts] = {}
         self._run = run
         self._client: Client | None = None
+        self.kind = EngineKind()
+        """Known once there is an engine."""
         self.reconciler: Reconciler | None = None
         """Present once there is an engine; whoever owns the runtime runs its `watch`."""
 
@@ -88,13 +91,20 @@ class DockerRuntime:
         try:
             await self._engine.open()
             await self._engine.check()
-            self._client = await to_thread.run_sync(self._engine.client)
+            self._client = client = await to_thread.run_sync(self._engine.client)
+            info = await self._engine.guard(client.info)
+            self.kind = EngineKind.of(info, is_podman=self._engine.is_podman)
             self.reconciler = Reconciler(self._engine.origin, self._run)
             await self.reconciler.sweep()
         except (*_Failures, EngineSilent, OSError) as exc:
             await self.aclose()
             return str(exc) if isinstance(exc, errors.EngineDown) else self._engine.without_answer(exc)
         return None
+
+    @property
+    def label(self) -> str:
+        """For people: says so where the engine does not hold containers to their limits."""
+        return self.kind.label
 
     async def silent_because(self, patience_s: float) -> str:
         """Why the engine does not answer now; empty if it does."""
@@ -122,6 +132,8 @@ class DockerRuntime:
 
     async def _image(self, entry: Entry, log: ServerLog) -> Image:
         self._require_client()
+        if lacking := "; it ".join(self.kind.lacks(entry)):
+            raise errors.UpstreamUnavailable(f"server {entry.id} {lacking}")
         try:
             return await self._images.ensure(entry, progress=lambda line: log.write("gateway", line))
         except errors.EngineDown as exc:

@@ -52,6 +52,8 @@ class EnginePresence:
             if self.missing is None:
                 _log.warning("the Docker Engine answers now: servers start in containers from here on")
                 self._arrived()
+        if not self._docker.kind.has_limits:
+            _log.warning("the engine is rootless and without control groups: no limits of memory, CPU and processes")
         if self._docker.reconciler is not None:
             await self._docker.reconciler.watch()
 

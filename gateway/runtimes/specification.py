@@ -28,6 +28,7 @@ MIB: Final = 1024 * 1024
 SHM_BYTES: Final = 16 * MIB
 WRITABLE: Final = "rw,noexec,nosuid,nodev"
 TMP: Final = "/tmp"  # noqa: S108  # the container's own
+PODMANS_OWN: Final = ("/run", "/var/tmp")  # noqa: S108  # the container's own
 OOM_SCORE: Final = 500
 """When the whole machine is out of memory, a server goes before the gateway does."""
 
@@ -140,12 +141,14 @@ def specification(entry: Entry, image: Image, facts: ImageFacts, given: Given) -
 
 
 def as_podman_takes_it(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The same request without the one thing Podman refuses: a limit of files in a tmpfs; its memory stays limited."""
+    """The same request without the one thing Podman refuses: a limit of files in a tmpfs; its memory stays limited.
+    What Podman makes writable beside a read-only root gets the limits of /tmp."""
     host = dict(spec["HostConfig"])
-    host["Tmpfs"] = {
+    tmpfs = {
         target: ",".join(one for one in options.split(",") if not one.startswith("nr_inodes="))
         for target, options in host.get("Tmpfs", {}).items()
     }
+    host["Tmpfs"] = {**dict.fromkeys(PODMANS_OWN, tmpfs.get(TMP, f"{WRITABLE},size=4m")), **tmpfs}
     return {**spec, "HostConfig": host}
 
 
