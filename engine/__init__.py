@@ -11,8 +11,11 @@ from engine.errors import (
     ModelBusy,
     ModelNotFound,
     ModelUnavailable,
+    NoMemory,
+    WorkerDied,
     WorkerFailed,
 )
+from engine.pool import LoadedModel, ModelPool
 from engine.sources import KnownModel, known_models
 from engine.store import ModelStore, StoredModel
 
@@ -23,11 +26,15 @@ __all__ = [
     "ContextOverflow",
     "EngineError",
     "KnownModel",
+    "LoadedModel",
     "ModelBusy",
     "ModelNotFound",
+    "ModelPool",
     "ModelStore",
     "ModelUnavailable",
+    "NoMemory",
     "StoredModel",
+    "WorkerDied",
     "WorkerFailed",
     "known_models",
 ]

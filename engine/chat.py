@@ -1,32 +1,51 @@
-"""Chat with a model: OpenAI request bodies in, OpenAI chunks out.
+"""Chat with a model: OpenAI request bodies in, OpenAI chunks out; also bare completions, vectors and tokens.
 
 Knows nothing of HTTP; the worker process behind it belongs to `engine.client`."""
 
-import itertools
-import secrets
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from array import array
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from engine.calls import Call, CallParser, Text
+from engine.answers import Answer, Chunk, TextAnswer, collect, collect_text, usage
 from engine.client import WorkerClient
-from engine.dialect import constraint, for_template
-from engine.errors import BadModelFile
-from engine.pipe import Done, Generate, Load, Piece, Progress, Sampling
-from engine.requests import ChatRequest, parse_request
+from engine.dialect import constraint, for_template, offered
+from engine.memory import needed_bytes
+from engine.pipe import (
+    Detokenize,
+    Done,
+    Embed,
+    Embedded,
+    Generate,
+    Load,
+    Piece,
+    Progress,
+    Sampling,
+    Tokenize,
+    Tokenized,
+)
+from engine.requests import SamplingFields, check_texts, parse_completion, parse_request, stops_of
+from engine.statistics import Statistics
 from engine.store import StoredModel
 from engine.threads import default_threads
 
 DEFAULT_N_CTX: Final = 8_192  # tokens of one request
-DEFAULT_N_SEQUENCES: Final = 4  # requests computed together
+DEFAULT_N_SEQUENCES: Final = 16  # requests computed together
 CONTEXTS_OF_CACHE: Final = 2  # the sequences share this many full contexts of cache
+DEFAULT_COMPLETION_TOKENS: Final = 16  # of a bare completion that names no limit, as its clients expect
 
-Chunk = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """One vector for each text, and the tokens of all."""
+
+    vectors: Sequence[Sequence[float]]
+    n_tokens: int
 
 
 class ChatModel:
-    """A stored model ready to chat, in a supervised worker process that the first request starts.
+    """A stored model ready to work, in a supervised worker process that the first request starts.
 
     `n_ctx` bounds prompt and answer of one request; `n_sequences` requests are computed together, more of them wait.
     """
@@ -38,24 +57,24 @@ class ChatModel:
         n_ctx: int = DEFAULT_N_CTX,
         n_sequences: int = DEFAULT_N_SEQUENCES,
         n_threads: int | None = None,
+        n_gpu_layers: int = -1,
     ) -> None:
-        """Raises: BadModelFile if the model has no chat template."""
-        if not model.chat_template:
-            raise BadModelFile(f"{model.ref} has no chat template: it is a base model, not one to chat with")
         n_ctx = min(n_ctx, model.context_length or n_ctx)
+        template = model.chat_template or ""
         self.model = model
         self.n_ctx = n_ctx
-        self._has_native_tools = "tools" in model.chat_template and "<tool_call>" in model.chat_template
-        self._client = WorkerClient(
-            Load(
-                path=str(model.path.resolve()),
-                chat_template=model.chat_template,
-                n_ctx=n_ctx,
-                n_cells=n_ctx * min(CONTEXTS_OF_CACHE, n_sequences),
-                n_sequences=n_sequences,
-                n_threads=n_threads or default_threads(),
-            )
+        self.statistics = Statistics()
+        self._has_native_tools = "tools" in template and "<tool_call>" in template
+        self._load = Load(
+            path=str(model.path.resolve()),
+            chat_template=template,
+            n_ctx=n_ctx,
+            n_cells=n_ctx * min(CONTEXTS_OF_CACHE, n_sequences),
+            n_sequences=n_sequences,
+            n_threads=n_threads or default_threads(),
+            n_gpu_layers=n_gpu_layers,
         )
+        self._client = WorkerClient(self._load)
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -68,6 +87,17 @@ class ChatModel:
     def worker_pid(self) -> int | None:
         """The process id of the worker, while one runs."""
         return self._client.pid
+
+    @property
+    def n_requests(self) -> int:
+        """Requests that wait or run."""
+        return self._client.n_requests
+
+    @property
+    def needed_bytes(self) -> int:
+        """An estimate of the memory the worker takes."""
+        load = self._load
+        return needed_bytes(self.model.metadata, self.model.size_bytes, load.n_cells, load.n_sequences)
 
     async def load(self) -> None:
         """Start the worker now instead of with the first request. Raises: WorkerFailed."""
@@ -87,7 +117,7 @@ class ChatModel:
         messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
         constrained = constraint(parsed)
 
-        def make(request_id: int) -> Generate:
+        def make(request_id: int, number: int) -> Generate:
             return Generate(
                 id=request_id,
                 messages=messages,
@@ -96,25 +126,18 @@ class ChatModel:
                 grammar=constrained.grammar,
                 triggers=list(constrained.triggers),
                 max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
-                stop=[parsed.stop] if isinstance(parsed.stop, str) else parsed.stop or [],
+                stop=stops_of(parsed),
                 owner=owner,
-                sampling=_sampling(parsed),
+                sampling=_sampling(parsed, number),
+                n_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
             )
 
-        answer = _Answer(parsed, self.model.ref)
-        async with aclosing(self._client.generate(make)) as events:
-            async for event in events:
-                match event:
-                    case Progress():
-                        answer.n_prompt, answer.n_cached = event.n_prompt, event.n_cached
-                        if not answer.is_begun:
-                            yield answer.begin()
-                    case Piece():
-                        for chunk in answer.add(event.text):
-                            yield chunk
-                    case Done():
-                        for chunk in answer.finish(event):
-                            yield chunk
+        names = [function.name for function in offered(parsed)]
+        head = Answer.head(self.model.ref)
+        answers = [Answer(head, number, names) for number in range(parsed.n or 1)]
+        has_usage = bool(parsed.stream_options and parsed.stream_options.include_usage)
+        async for chunk in self._answered(make, answers, has_usage=has_usage):
+            yield chunk
 
     async def complete(self, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
         """Answer a chat completion request with one chat.completion object. Raises: as `chat`."""
@@ -122,92 +145,100 @@ class ChatModel:
         async with aclosing(self.chat(body, owner=owner)) as chunks:
             return await collect(chunks)
 
+    async def continue_text(self, request: Mapping[str, Any], *, owner: str = "") -> AsyncGenerator[Chunk]:
+        """Answer a text completion request with chunks: the model goes on from the bare prompt. Raises: as `chat`."""
+        parsed = parse_completion(dict(request))
+        n = parsed.n or 1
+        grammar = constraint(parsed).grammar
 
-async def collect(chunks: AsyncIterator[Chunk]) -> dict[str, Any]:
-    """Put chunks together into one chat.completion object."""
-    completion: dict[str, Any] = {}
-    message: dict[str, Any] = {"role": "assistant", "content": None}
-    finish_reason: str | None = None
-    async for chunk in chunks:
-        completion.update({key: chunk[key] for key in ("id", "created", "model", "usage") if key in chunk})
-        for choice in chunk["choices"]:
-            delta = choice["delta"]
-            if delta.get("content"):
-                message["content"] = (message["content"] or "") + delta["content"]
-            for call in delta.get("tool_calls", ()):
-                listed = {key: value for key, value in call.items() if key != "index"}
-                message.setdefault("tool_calls", []).append(listed)
-            finish_reason = choice["finish_reason"] or finish_reason
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-    return {"object": "chat.completion", **completion, "choices": [choice]}
+        def make(request_id: int, number: int) -> Generate:
+            return Generate(
+                id=request_id,
+                messages=[],
+                prompt=parsed.prompts[number // n],
+                grammar=grammar,
+                max_tokens=parsed.max_tokens or DEFAULT_COMPLETION_TOKENS,
+                stop=stops_of(parsed),
+                owner=owner,
+                sampling=_sampling(parsed, number % n),
+                n_logprobs=parsed.logprobs,
+            )
+
+        head = TextAnswer.head(self.model.ref)
+        echoed = [prompt if parsed.echo else "" for prompt in parsed.prompts for _ in range(n)]
+        answers = [TextAnswer(head, number, echo) for number, echo in enumerate(echoed)]
+        has_usage = bool(parsed.stream_options and parsed.stream_options.include_usage)
+        async for chunk in self._answered(make, answers, has_usage=has_usage):
+            yield chunk
+
+    async def complete_text(self, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
+        """Answer a text completion request with one text_completion object. Raises: as `chat`."""
+        body = {**request, "stream_options": {"include_usage": True}}
+        async with aclosing(self.continue_text(body, owner=owner)) as chunks:
+            return await collect_text(chunks)
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """One vector of length 1 for each text. Raises: as `chat`."""
+        check_texts(texts)
+        async with aclosing(self._client.ask(lambda id, _: Embed(id, list(texts)))) as events:
+            async for _, event in events:
+                if isinstance(event, Embedded):
+                    self.statistics.n_embedded += event.n_tokens
+                    return Vectors([array("f", vector) for vector in event.vectors], event.n_tokens)
+        raise AssertionError("the worker answers or fails")
+
+    async def tokenize(self, text: str, *, has_special: bool = True) -> list[int]:
+        """The tokens of `text`. Raises: as `chat`."""
+        check_texts([text])
+        return (await self._tokenized(lambda id: Tokenize(id, text, has_special))).tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`. Raises: as `chat`."""
+        return (await self._tokenized(lambda id: Detokenize(id, list(tokens)))).text
+
+    async def _tokenized(self, make: Callable[[int], Tokenize | Detokenize]) -> Tokenized:
+        async with aclosing(self._client.ask(lambda id, _: make(id))) as events:
+            async for _, event in events:
+                if isinstance(event, Tokenized):
+                    return event
+        raise AssertionError("the worker answers or fails")
+
+    async def _answered(
+        self, make: Callable[[int, int], Generate], answers: Sequence[Answer | TextAnswer], *, has_usage: bool
+    ) -> AsyncGenerator[Chunk]:
+        """The chunks of all answers, as they come."""
+        with self.statistics.request() as counted:
+            asked = self._client.ask(make, len(answers), lambda number: answers[number].is_circling)
+            async with aclosing(asked) as events:
+                async for number, event in events:
+                    answer = answers[number]
+                    match event:
+                        case Progress():
+                            answer.n_prompt, answer.n_cached = event.n_prompt, event.n_cached
+                            counted.progress(number, event)
+                            for chunk in answer.begin():
+                                yield chunk
+                        case Piece():
+                            counted.piece(number)
+                            for chunk in answer.add(event):
+                                yield chunk
+                            if answer.is_circling:
+                                ended = Done(event.id, "stop", counted.n_pieces(number))
+                                counted.done(number, ended)
+                                for chunk in answer.finish(ended):
+                                    yield chunk
+                        case Done():
+                            counted.done(number, event)
+                            for chunk in answer.finish(event):
+                                yield chunk
+            if has_usage:
+                yield usage(answers)
 
 
-class _Answer:
-    """One answer on its way out as chunks."""
-
-    def __init__(self, request: ChatRequest, ref: str) -> None:
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": ref,
-        }
-        names = [tool.function.name for tool in request.tools or () if request.tool_choice != "none"]
-        self._parser = CallParser(names) if names else None
-        self._has_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._call_numbers = itertools.count()
-        self._n_calls = 0
-        self.n_prompt = 0
-        self.n_cached = 0
-        self.is_begun = False
-
-    def begin(self) -> Chunk:
-        self.is_begun = True
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def add(self, text: str) -> Iterator[Chunk]:
-        if self._parser is None:
-            yield self._chunk({"content": text})
-        else:
-            yield from map(self._shown, self._parser.feed(text))
-
-    def finish(self, done: Done) -> Iterator[Chunk]:
-        if self._parser is not None:
-            yield from map(self._shown, self._parser.finish())
-        reason: str = done.reason
-        if self._n_calls and reason == "stop":
-            reason = "tool_calls"
-        yield self._chunk({}, reason)
-        if self._has_usage:
-            usage = {
-                "prompt_tokens": self.n_prompt,
-                "completion_tokens": done.n_completion,
-                "total_tokens": self.n_prompt + done.n_completion,
-                "prompt_tokens_details": {"cached_tokens": self.n_cached},
-            }
-            yield {**self._head, "choices": [], "usage": usage}
-
-    def _shown(self, found: Text | Call) -> Chunk:
-        if isinstance(found, Text):
-            return self._chunk({"content": found.text})
-        self._n_calls += 1
-        call = {
-            "index": next(self._call_numbers),
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {"name": found.name, "arguments": found.arguments},
-        }
-        return self._chunk({"tool_calls": [call]})
-
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "choices": [choice]}
+def _sampling(request: SamplingFields, number: int) -> Sampling:
+    """Of answer `number`: a seed gives each answer of a request its own."""
+    given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
+    return Sampling(**given, seed=None if request.seed is None else (request.seed + number) & 0x7FFFFFFF)
 
 
-def _sampling(request: ChatRequest) -> Sampling:
-    given = {
-        name: value
-        for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
-        if (value := getattr(request, name)) is not None
-    }
-    return Sampling(**given, seed=None if request.seed is None else request.seed & 0x7FFFFFFF)
+_SAMPLING: Final = tuple(name for name in SamplingFields.__struct_fields__ if name != "seed")

@@ -2,23 +2,28 @@
 
 Knows nothing of chats or models beyond the messages it passes on. It gives the worker a clean environment."""
 
+import signal
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import msgspec
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.errors import BadRequest, ContextOverflow, ModelBusy, WorkerFailed
+from engine.errors import BadRequest, ContextOverflow, ModelBusy, WorkerDied, WorkerFailed
 from engine.pipe import (
     Cancel,
+    Detokenize,
     Done,
+    Embed,
+    Embedded,
     Failed,
     FromWorker,
     Generate,
@@ -27,13 +32,18 @@ from engine.pipe import (
     LoadFailed,
     Piece,
     Progress,
+    Tokenize,
+    Tokenized,
     ToWorker,
     Unframer,
     frame,
 )
 
 LOAD_TIMEOUT_S: Final = 180.0  # a large model from a slow disk
-STALL_TIMEOUT_S: Final = 120.0  # no message although requests run: the worker hangs and is replaced
+STALL_S: Final = 45.0  # no message although requests run: the worker hangs and is replaced …
+STALL_S_PER_GB: Final = 20.0  # … later, the more weights one step has to read
+LOOK_S: Final = 1.0  # between looks at the worker
+STOPPED_LOOKS: Final = 3  # looks in a row that find it stopped: it is replaced
 STOP_TIMEOUT_S: Final = 2.0  # from the end of stdin to SIGKILL
 BACKOFF_S: Final = (0.0, 0.25, 1.0, 2.0, 4.0)  # before a start, by the number of failures in a row
 OUTBOX_MESSAGES: Final = 1_024
@@ -41,7 +51,9 @@ INBOX_MESSAGES: Final = 65_536  # of one request: more than any answer has token
 STDERR_LINES: Final = 20
 SPIN_COUNT: Final = "20000"  # of libgomp, about 50 µs: longer burns CPU others need, shorter costs wake-ups
 
-Event = Progress | Piece | Done
+Event = Progress | Piece | Done | Embedded | Tokenized
+Request = Generate | Embed | Tokenize | Detokenize
+_LAST: Final = (Done, Embedded, Tokenized)
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)  # where `engine` is imported from, here and there
 
 
@@ -54,7 +66,9 @@ class _Worker:
         self._requests: dict[int, MemoryObjectSendStream[Event | Failed]] = {}
         self._scope = anyio.CancelScope()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._heard = anyio.Event()
+        self._heard_at = 0.0
+        self._is_ended_here = False
+        self._n_oom_kills = 0
         self.settled = anyio.Event()  # loaded, or ended
         self.ended = anyio.Event()
         self.loaded: Loaded | None = None
@@ -65,16 +79,26 @@ class _Worker:
     def is_running(self) -> bool:
         return self.failure is None
 
-    def open_request(self, message: Generate) -> MemoryObjectReceiveStream[Event | Failed]:
-        """Raises: ModelBusy if the worker does not keep up, WorkerFailed if it has ended."""
+    @property
+    def n_requests(self) -> int:
+        return len(self._requests)
+
+    def open_requests(self, messages: Sequence[Request]) -> MemoryObjectReceiveStream[Event | Failed]:
+        """One stream for what comes back to all of them.
+
+        Raises: ModelBusy if the worker does not keep up, WorkerDied if it has ended.
+        """
         if self.failure is not None:
-            raise WorkerFailed(self.failure)
+            raise WorkerDied(self.failure)
         send, receive = anyio.create_memory_object_stream[Event | Failed](INBOX_MESSAGES)
-        try:
-            self._to_send.send_nowait(message)
-        except anyio.WouldBlock as exc:
-            raise ModelBusy(f"{OUTBOX_MESSAGES} messages are waiting for the model's worker") from exc
-        self._requests[message.id] = send
+        with send:
+            for message in messages:
+                try:
+                    self._to_send.send_nowait(message)
+                except anyio.WouldBlock as exc:
+                    receive.close()
+                    raise ModelBusy(f"{OUTBOX_MESSAGES} messages are waiting for the model's worker") from exc
+                self._requests[message.id] = send.clone()
         return receive
 
     def close_request(self, request_id: int) -> None:
@@ -119,6 +143,7 @@ class _Worker:
         except OSError as exc:
             return f"the model's worker could not be started: {exc.strerror or exc}"
         self.pid = process.pid
+        self._n_oom_kills = _n_oom_kills()
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
         try:
             if stdin is None or stdout is None or stderr is None:
@@ -126,7 +151,7 @@ class _Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, stdin)
                 tasks.start_soon(self._collect_stderr, stderr)
-                tasks.start_soon(self._watch, tasks.cancel_scope)
+                tasks.start_soon(self._watch, tasks.cancel_scope, process.pid)
                 self._to_send.send_nowait(self._load)
                 await self._read(stdout)
                 with anyio.move_on_after(STOP_TIMEOUT_S):
@@ -147,24 +172,35 @@ class _Worker:
             async for data in stderr:
                 self._stderr.extend(line for line in data.decode(errors="replace").splitlines() if line.strip())
 
-    async def _watch(self, scope: anyio.CancelScope) -> None:
-        """End a worker that says nothing although it has something to do."""
+    async def _watch(self, scope: anyio.CancelScope, pid: int) -> None:
+        """End a worker that says nothing although it has something to do, or that somebody has stopped."""
+        size_bytes = await anyio.to_thread.run_sync(_size, self._load.path)
+        stall_s = STALL_S + STALL_S_PER_GB * size_bytes / 1e9
+        n_stopped = 0
         while True:
-            self._heard = anyio.Event()
-            with anyio.move_on_after(STALL_TIMEOUT_S):
-                await self._heard.wait()
-                continue
-            if self._requests:
-                self._stderr.append(f"no sign of life for {STALL_TIMEOUT_S:.0f} s")
-                scope.cancel()
+            await anyio.sleep(LOOK_S)
+            now = anyio.current_time()
+            if self.loaded is None or not self._requests:  # nothing is to be said
+                self._heard_at = now
+            n_stopped = n_stopped + 1 if _is_stopped(pid) else 0
+            if n_stopped >= STOPPED_LOOKS:
+                self._end_it("it was stopped by a signal and did not go on", scope)
                 return
+            if now - self._heard_at > stall_s:
+                self._end_it(f"no sign of life for {stall_s:.0f} s", scope)
+                return
+
+    def _end_it(self, why: str, scope: anyio.CancelScope) -> None:
+        self._stderr.append(why)
+        self._is_ended_here = True
+        scope.cancel()
 
     async def _read(self, stdout: ByteReceiveStream) -> None:
         decoder = msgspec.msgpack.Decoder(FromWorker)
         unframer = Unframer()
         try:
             async for data in stdout:
-                self._heard.set()
+                self._heard_at = anyio.current_time()
                 for body in unframer.feed(data):
                     self._dispatch(decoder.decode(body))
         except (ValueError, msgspec.MsgspecError) as exc:
@@ -189,7 +225,7 @@ class _Worker:
                 except anyio.WouldBlock:  # nobody reads the answer any more
                     self.close_request(message.id)
                     return
-                if isinstance(message, (Done, Failed)):
+                if isinstance(message, (*_LAST, Failed)):
                     del self._requests[message.id]
                     request.close()
 
@@ -198,6 +234,8 @@ class _Worker:
         if self.loaded is None:
             return f"the model could not be loaded: {last}"
         how = f"signal {-returncode}" if returncode is not None and returncode < 0 else f"exit status {returncode}"
+        if returncode == -signal.SIGKILL and not self._is_ended_here and _n_oom_kills() > self._n_oom_kills:
+            last = "the system ran out of memory"
         return f"the model's worker process ended ({how}: {last}); the next request starts a new one"
 
 
@@ -213,6 +251,29 @@ async def _reap(process: anyio.abc.Process) -> None:
             process.kill()
     await process.wait()
     await process.aclose()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal or a tracer (proc(5): state T or t)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False
+
+
+def _n_oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory."""
+    try:
+        fields = Path("/proc/vmstat").read_text().split()
+        return int(fields[fields.index("oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _size(path: str) -> int:
+    with suppress(OSError):
+        return Path(path).stat().st_size
+    return 0
 
 
 class WorkerClient:
@@ -253,34 +314,47 @@ class WorkerClient:
             worker.stop()
             await worker.ended.wait()
 
-    async def generate(self, make: Callable[[int], Generate]) -> AsyncGenerator[Event]:
-        """Send the request `make` gives for a fresh id and yield what comes back; closing cancels it.
+    @property
+    def n_requests(self) -> int:
+        """Requests that wait or run."""
+        return self._worker.n_requests if self._worker and self._worker.is_running else 0
 
+    async def ask(
+        self, make: Callable[[int, int], Request], n: int = 1, is_enough: Callable[[int], bool] = lambda _: False
+    ) -> AsyncGenerator[tuple[int, Event]]:
+        """Send `n` requests, each made of a fresh id and its number, and yield what comes back with that number.
+
+        One of which `is_enough` says so after an event is cancelled; closing the iterator cancels them all.
         Raises: BadRequest, ContextOverflow, ModelBusy, WorkerFailed.
         """
         worker, _ = await self._ready()
-        self._next_id += 1
-        message = make(self._next_id)
+        first = self._next_id + 1
+        self._next_id += n
+        messages = [make(first + number, number) for number in range(n)]
         try:
-            frame(message)
+            for message in messages:
+                frame(message)
         except (UnicodeEncodeError, msgspec.MsgspecError, OverflowError) as exc:
             raise BadRequest(f"the request cannot be encoded: {exc}") from exc
-        events = worker.open_request(message)
+        n_open = n
         try:
-            async for event in events:
-                match event:
-                    case Failed():
+            with worker.open_requests(messages) as events:
+                async for event in events:
+                    if isinstance(event, Failed):
                         raise _ERRORS[event.kind](event.message)
-                    case Done():
+                    if isinstance(event, _LAST):
                         self._n_failures = 0
-                        yield event
-                        return
-                    case _:
-                        yield event
-            raise WorkerFailed(worker.failure or "the model's worker ended")
+                        n_open -= 1
+                    number = event.id - first
+                    yield number, event
+                    if not isinstance(event, _LAST) and is_enough(number):
+                        worker.close_request(event.id)
+                        n_open -= 1
+            if n_open:
+                raise WorkerDied(worker.failure or "the model's worker ended")
         finally:
-            worker.close_request(message.id)
-            events.close()
+            for message in messages:
+                worker.close_request(message.id)
 
     async def _ready(self) -> tuple[_Worker, Loaded]:
         if self._tasks is None:

@@ -13,6 +13,7 @@ from engine.pipe import Trigger
 from engine.requests import (
     AssistantMessage,
     ChatRequest,
+    CompletionRequest,
     DeveloperMessage,
     Function,
     NamedChoice,
@@ -54,9 +55,14 @@ class Constraint:
     triggers: Sequence[Trigger] = ()
 
 
+def offered(request: ChatRequest) -> list[Function]:
+    """The functions the model may call."""
+    return [tool.function for tool in request.tools or () if request.tool_choice != "none"]
+
+
 def for_template(request: ChatRequest, *, has_native_tools: bool) -> Rendered:
     """The messages and tools to hand to the model's template."""
-    functions = [tool.function for tool in request.tools or () if request.tool_choice != "none"]
+    functions = offered(request)
     if has_native_tools:
         return [_native(message) for message in request.messages], [_tool(f) for f in functions] or None
     messages = [_plain(message) for message in request.messages]
@@ -71,16 +77,16 @@ def for_template(request: ChatRequest, *, has_native_tools: bool) -> Rendered:
     return messages, None
 
 
-def constraint(request: ChatRequest) -> Constraint:
+def constraint(request: ChatRequest | CompletionRequest) -> Constraint:
     """What makes the answer what the request asks for."""
     builder = GrammarBuilder()
-    functions = [tool.function for tool in request.tools or () if request.tool_choice != "none"]
+    functions = offered(request) if isinstance(request, ChatRequest) else []
     answer = None
     if isinstance(request.response_format, SchemaFormat):
         answer = builder.add_schema(request.response_format.json_schema.schema or {"type": "object"}, "answer")
     elif isinstance(request.response_format, ObjectFormat):
         answer = "object"
-    if not functions:
+    if not functions or not isinstance(request, ChatRequest):
         return Constraint(grammar=builder.text(answer) if answer else None)
     choice = request.tool_choice
     if isinstance(choice, NamedChoice):

@@ -8,8 +8,10 @@ Knows nothing of where the errors come from or how a caller answers them.
     ├── ModelUnavailable     no source delivered the model: the operator brings a file or a network
     ├── BadRequest           the request is malformed or above a limit: the client changes it
     │   └── ContextOverflow  the prompt does not fit the context: the client shortens it
-    ├── ModelBusy            the queue is full: the client tries again later
-    ├── WorkerFailed         the worker process died, hung or could not load: a retry starts a new one
+    ├── ModelBusy            the queue or the memory is full: the client tries again later
+    ├── NoMemory             the model is too large for the memory models may use: the operator changes one of them
+    ├── WorkerFailed         the worker process could not load the model: the operator looks at the reason
+    │   └── WorkerDied       it died or hung while it worked: a retry starts a new one
     ├── BadDefinition        an agent's definition is wrong: its author mends it
     └── TranscriptError      the transcript of a run cannot be read or written
         ├── TranscriptNotFound   there is no such run, or its name is not clear
@@ -52,8 +54,16 @@ class ModelBusy(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class NoMemory(EngineError):
+    """The model, with its context, needs more memory than all models together may use."""
+
+
 class WorkerFailed(EngineError):
-    """The worker process died, hung or could not load the model; the next request starts a new one."""
+    """The worker process could not load the model; the next request starts a new one."""
+
+
+class WorkerDied(WorkerFailed):
+    """The worker process died or hung in the middle of this request; trying again can help at once."""
 
 
 class BadDefinition(EngineError):

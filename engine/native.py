@@ -4,7 +4,7 @@ Knows nothing of chats, requests or scheduling. Only the worker process imports 
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from engine.errors import BadModelFile, BadRequest
 from engine.grammar import check_grammar_text
-from engine.pipe import Sampling
+from engine.pipe import Sampling, TokenChance
 from engine.threads import ThreadCount
 
+EMBED_CTX: Final = 2_048  # tokens of one text
+EMBED_CHUNK: Final = 128  # of them computed at once
 N_CANDIDATES: Final = 512  # best tokens tried against a grammar before the whole vocabulary is
 _WARNING: Final = 3  # ggml.h, GGML_LOG_LEVEL_WARN
 _ERROR: Final = 4
@@ -45,11 +47,18 @@ class _Log:
 class NativeModel:
     """A loaded model and its context. Owned by one thread; freed with the process."""
 
-    def __init__(self, path: Path, *, n_cells: int, n_sequences: int, n_threads: int, n_batch: int) -> None:
-        """Raises: BadModelFile if llama.cpp refuses the file or the context."""
+    def __init__(
+        self, path: Path, *, n_cells: int, n_sequences: int, n_threads: int, n_batch: int, n_gpu_layers: int = -1
+    ) -> None:
+        """`n_gpu_layers` below 0 means all; without a GPU in the build it has no effect.
+
+        Raises: BadModelFile if llama.cpp refuses the file or the context.
+        """
         self._log = _Log()
         llama.llama_backend_init()
-        self._model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+        how = llama.llama_model_default_params()
+        how.n_gpu_layers = n_gpu_layers
+        self._model = llama.llama_model_load_from_file(str(path).encode(), how)
         if not self._model:
             raise BadModelFile(f"llama.cpp could not load {path.name} ({self._log.last_error or 'no reason given'})")
         params = llama.llama_context_default_params()
@@ -114,6 +123,11 @@ class NativeModel:
             n_tokens = llama.llama_tokenize(self._vocab, data, len(data), tokens, size, False, has_special)
         return list(tokens[:n_tokens])
 
+    def opening(self) -> list[int]:
+        """The token that begins every text of this model, if it wants one."""
+        has = llama.llama_vocab_get_add_bos(self._vocab)
+        return [llama.llama_vocab_bos(self._vocab)] if has else []
+
     def piece(self, token: int) -> bytes:
         """The bytes of a token, perhaps part of a character; control tokens have none."""
         known = self._pieces.get(token)
@@ -149,6 +163,19 @@ class NativeModel:
         pointer = llama.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
+    def chance(self, logits: Logits, token: int, n_top: int) -> TokenChance:
+        """What the probabilities were when `token` was chosen."""
+        values = logits.astype(np.float64)
+        values -= values.max()
+        values -= np.log(np.exp(values).sum())
+        best = np.argsort(values)[::-1][:n_top] if n_top else ()
+        top = [(self.piece(int(one)), float(values[one])) for one in best]
+        return TokenChance(self.piece(token), float(values[token]), top)
+
+    def embedder(self) -> "Embedder":
+        """Raises: BadModelFile if llama.cpp cannot make the context for it."""
+        return Embedder(self._model, self._n_threads)
+
     def truncate(self, sequence: int, n_tokens: int) -> bool:
         """Forget what follows the first `n_tokens`; False if this model's memory can only forget everything."""
         return bool(llama.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1))
@@ -169,6 +196,75 @@ class NativeModel:
 
     def sampler(self, sampling: Sampling) -> "Sampler":
         return Sampler(self.n_vocab, sampling)
+
+
+class Embedder:
+    """Vectors of texts, in a context of their own, so that answers keep their cache.
+
+    A model that says how its tokens make one vector is followed; of others it is the mean over all tokens.
+    """
+
+    def __init__(self, model: Any, n_threads: int) -> None:
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.n_ctx = min(llama.llama_model_n_ctx_train(model), EMBED_CTX)
+        self._n_embd: int = llama.llama_model_n_embd(model)
+        params = llama.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.n_ctx
+        params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = True
+        params.n_ubatch = EMBED_CHUNK
+        context = llama.llama_init_from_model(model, params)
+        if context and llama.llama_pooling_type(context) != llama.LLAMA_POOLING_TYPE_NONE:
+            llama.llama_free(context)
+            params.n_ubatch = self.n_ctx  # all of a text must be in one pass
+            context = llama.llama_init_from_model(model, params)
+        if not context:
+            raise BadModelFile("llama.cpp could not make a context for embeddings")
+        self._context = context
+        self._is_pooled = llama.llama_pooling_type(context) != llama.LLAMA_POOLING_TYPE_NONE
+        self._n_chunk = self.n_ctx if self._is_pooled else EMBED_CHUNK
+        self._batch = llama.llama_batch_init(self._n_chunk, 0, 1)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of `text` with those the model wants around it."""
+        data = text.encode(errors="replace")
+        tokens = (llama.llama_token * (len(data) + 16))()
+        n_tokens = llama.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), True, False)
+        return list(tokens[:n_tokens]) if n_tokens > 0 else []
+
+    def vector(self, tokens: Sequence[int]) -> Generator[None, None, bytes]:
+        """The vector of at most `n_ctx` tokens, of length 1; yields between its parts.
+
+        Raises: RuntimeError if llama.cpp fails.
+        """
+        llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
+        total = np.zeros(self._n_embd, dtype=np.float64)
+        for start in range(0, len(tokens), self._n_chunk):
+            chunk = tokens[start : start + self._n_chunk]
+            self._fill(chunk, start)
+            code = llama.llama_decode(self._context, self._batch)
+            if code != 0:
+                raise RuntimeError(f"llama_decode failed with code {code} on {len(chunk)} tokens to embed")
+            if self._is_pooled:
+                total += self._array(llama.llama_get_embeddings_seq(self._context, 0))
+            else:
+                for index in range(len(chunk)):
+                    total += self._array(llama.llama_get_embeddings_ith(self._context, index))
+            yield
+        length = float(np.linalg.norm(total))
+        return bytes((total / length if length else total).astype("<f4").tobytes())
+
+    def _fill(self, chunk: Sequence[int], start: int) -> None:
+        self._batch.n_tokens = len(chunk)
+        for index, token in enumerate(chunk):
+            self._batch.token[index] = token
+            self._batch.pos[index] = start + index
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+            self._batch.logits[index] = True
+
+    def _array(self, pointer: Any) -> Logits:
+        return np.ctypeslib.as_array(pointer, shape=(self._n_embd,))
 
 
 class Grammar:
@@ -202,14 +298,14 @@ class Sampler:
     def __init__(self, n_vocab: int, sampling: Sampling) -> None:
         self._all = np.arange(n_vocab, dtype=np.int32)
         self._chain: Any = None
-        has_penalties = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        has_penalties = bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repeat_penalty != 1.0)
         if sampling.temperature == 0 and not has_penalties:
             return
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         parts = []
         if has_penalties:
-            presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-            parts.append(llama.llama_sampler_init_penalties(n_vocab, 64, 1.0, frequency, presence))
+            strengths = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+            parts.append(llama.llama_sampler_init_penalties(n_vocab, 64, *strengths))
         if sampling.temperature == 0:
             parts.append(llama.llama_sampler_init_greedy())
         else:

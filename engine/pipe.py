@@ -22,6 +22,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     n_cells: int
     n_sequences: int
     n_threads: int
+    n_gpu_layers: int = -1  # all, where the build can use a GPU
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -31,6 +32,7 @@ class Sampling(msgspec.Struct, frozen=True):
     top_k: int = 40
     top_p: float = 0.9
     min_p: float = 0.05
+    repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
@@ -49,7 +51,7 @@ class Trigger(msgspec.Struct, frozen=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Continue a conversation.
+    """Continue a conversation, or the bare text `prompt` in its place.
 
     `prefill` opens the answer and is part of it. `grammar` (GBNF) holds from the start; without one, `triggers` can
     bring one later. Only requests of one `owner` share what is in the cache.
@@ -65,6 +67,30 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     stop: list[str] = []
     owner: str = ""
     sampling: Sampling = Sampling()
+    prompt: str | None = None
+    n_logprobs: int | None = None
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Give one vector for each text."""
+
+    id: int
+    texts: list[str]
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """Give the tokens of `text`; with `has_special`, special tokens written in it are recognised."""
+
+    id: int
+    text: str
+    has_special: bool
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag=True):
+    """Give the text of tokens."""
+
+    id: int
+    tokens: list[int]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -99,11 +125,20 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     n_done: int
 
 
+class TokenChance(msgspec.Struct, frozen=True, array_like=True):
+    """A chosen token, the logarithm of its probability, and the likeliest tokens in its place."""
+
+    token: bytes
+    logprob: float
+    top: list[tuple[bytes, float]]
+
+
 class Piece(msgspec.Struct, frozen=True, tag=True):
-    """Some more text of the answer, whole characters only."""
+    """Some more text of the answer, whole characters only; `chances` of its tokens where they were asked for."""
 
     id: int
     text: str
+    chances: list[TokenChance] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -114,6 +149,22 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     n_completion: int
 
 
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """Vectors of length 1, as little-endian 32-bit floats."""
+
+    id: int
+    vectors: list[bytes]
+    n_tokens: int
+
+
+class Tokenized(msgspec.Struct, frozen=True, tag=True):
+    """Tokens, or the text of tokens."""
+
+    id: int
+    tokens: list[int]
+    text: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """Request `id` ended without an answer."""
 
@@ -122,8 +173,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToWorker = Load | Generate | Cancel
-FromWorker = Loaded | LoadFailed | Progress | Piece | Done | Failed
+ToWorker = Load | Generate | Embed | Tokenize | Detokenize | Cancel
+FromWorker = Loaded | LoadFailed | Progress | Piece | Done | Embedded | Tokenized | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -2,6 +2,7 @@
 
 Knows nothing of models or templates. A field it does not know is refused, not ignored."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,11 +15,17 @@ MAX_TOOLS: Final = 512
 MAX_STOPS: Final = 8
 MAX_TEXT_CHARS: Final = 4 << 20  # all messages and tools together
 MAX_TOKENS: Final = 1 << 20
+MAX_ANSWERS: Final = 16  # of one request
+MAX_TOP_LOGPROBS: Final = 20
+MAX_PROMPTS: Final = 64
+MAX_TEXTS: Final = 256  # to embed in one request
 
 _Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 _Unit = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+_Answers = Annotated[int, Meta(ge=1, le=MAX_ANSWERS)]
+_Top = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 _Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -139,7 +146,20 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
+class SamplingFields(msgspec.Struct):
+    """How tokens are chosen, in both kinds of request."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: _Unit | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1_000)] | None = None
+    min_p: _Unit | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=4)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    seed: int | None = None
+
+
+class ChatRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """The body of a chat completion request. Fields after `stream` are accepted and have no effect."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -150,16 +170,10 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: _Unit | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1_000)] | None = None
-    min_p: _Unit | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
-    seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    n: _Answers | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Top | None = None
     stream_options: StreamOptions | None = None
     stream: bool | None = None
     user: str | None = None
@@ -170,6 +184,53 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     verbosity: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+
+class CompletionRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
+    """The body of a text completion request. Fields after `stream` are accepted and have no effect."""
+
+    prompt: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_PROMPTS)]
+    model: str | None = None
+    max_tokens: _Count | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
+    n: _Answers | None = None
+    best_of: Literal[1] | None = None
+    logprobs: _Top | None = None
+    echo: bool | None = None
+    suffix: Literal[""] | None = None
+    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    stream_options: StreamOptions | None = None
+    stream: bool | None = None
+    user: str | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+def parse_completion(body: dict[str, Any]) -> CompletionRequest:
+    """Raises: BadRequest naming the field and what is wrong with it."""
+    try:
+        request = msgspec.convert(body, CompletionRequest)
+    except (msgspec.ValidationError, RecursionError) as exc:
+        raise BadRequest(f"the completion request is not valid: {exc}") from exc
+    check_texts(request.prompts, MAX_PROMPTS)
+    if len(request.prompts) * (request.n or 1) > MAX_PROMPTS:
+        raise BadRequest(f"a request may ask for {MAX_PROMPTS} answers in all")
+    return request
+
+
+def check_texts(texts: Sequence[str], most: int = MAX_TEXTS) -> None:
+    """Raises: BadRequest for too many texts, or too much text."""
+    if not 1 <= len(texts) <= most:
+        raise BadRequest(f"1 to {most} texts are accepted, not {len(texts)}")
+    n_chars = sum(map(len, texts))
+    if n_chars > MAX_TEXT_CHARS:
+        raise BadRequest(f"the texts have {n_chars} characters; at most {MAX_TEXT_CHARS} are accepted")
+
+
+def stops_of(request: ChatRequest | CompletionRequest) -> list[str]:
+    return [request.stop] if isinstance(request.stop, str) else request.stop or []
 
 
 def parse_request(body: dict[str, Any]) -> ChatRequest:
@@ -184,6 +245,8 @@ def parse_request(body: dict[str, Any]) -> ChatRequest:
     names = [tool.function.name for tool in request.tools or ()]
     if len(set(names)) != len(names):
         raise BadRequest("two tools have the same name")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise BadRequest("top_logprobs needs logprobs to be true")
     choice = request.tool_choice
     if isinstance(choice, NamedChoice) and choice.function.name not in names:
         raise BadRequest(f"tool_choice names {choice.function.name!r}, which is not among the tools")

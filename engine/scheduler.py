@@ -5,17 +5,19 @@ Knows nothing of pipes or chats; it talks to a NativeModel and reports through a
 import codecs
 import itertools
 import re
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from engine.errors import BadRequest, ContextOverflow, ModelBusy
 from engine.native import Grammar, NativeModel, Sampler
-from engine.pipe import Done, FromWorker, Generate, Piece, Progress
+from engine.pace import Pace
+from engine.pipe import Done, FromWorker, Generate, Piece, Progress, TokenChance
 
 DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
-PROMPT_CHUNK: Final = 128  # prompt tokens a step while others write: bounds how long they pause
+PROMPT_CHUNK: Final = 128  # prompt tokens a step at most while others write
 WAITING_PER_SEQUENCE: Final = 8  # length of the queue
 SEEN_CHARS: Final = 256  # of an answer, searched for triggers
 MIN_SHARED: Final = 32  # tokens a prefix must have for a request to wait for another that computes it
@@ -38,6 +40,7 @@ class _Run:
     n_completion: int = 0
     next_token: int | None = None
     held: str = ""
+    chances: list[TokenChance] = field(default_factory=list)  # of tokens whose text is still held
     seen: str = ""
     is_tentative: bool = False
     leader: "_Slot | None" = None
@@ -89,6 +92,7 @@ class Scheduler:
         self._slots = [_Slot(index) for index in range(n_sequences)]
         self._waiting: deque[_Run] = deque()
         self._clock = itertools.count(1)
+        self._pace = Pace(PROMPT_CHUNK)
 
     @property
     def has_work(self) -> bool:
@@ -151,14 +155,14 @@ class Scheduler:
                 ready.append((slot, len(batch)))
                 batch.append((slot.run.next_token, len(slot.cached), slot.index, True))
                 growth.append((slot, [slot.run.next_token]))
-        budget = min(PROMPT_CHUNK, self._model.n_batch - len(batch)) if batch else self._model.n_batch
-        for slot in sorted(active, key=lambda slot: slot.run.request.id if slot.run else 0):
+        n_writing = len(batch)
+        budget = min(self._pace.budget(), self._model.n_batch - n_writing) if batch else self._model.n_batch
+        for slot, n_tokens in self._shares(active, budget):
             run = slot.run
-            if run is None or run.next_token is not None or budget == 0 or self._must_wait(slot, run):
+            if run is None:
                 continue
             start = len(slot.cached)
-            chunk = run.prompt[start : start + budget]
-            budget -= len(chunk)
+            chunk = run.prompt[start : start + n_tokens]
             is_last = start + len(chunk) == len(run.prompt)
             if is_last:
                 ready.append((slot, len(batch) + len(chunk) - 1))
@@ -167,7 +171,10 @@ class Scheduler:
             growth.append((slot, chunk))
         if not batch:
             return
+        began = time.monotonic()
         self._compute(batch)
+        took_s = time.monotonic() - began
+        self._pace.learn(n_writing=n_writing, n_prompt=len(batch) - n_writing, took_s=took_s)
         for slot, tokens in growth:
             slot.cached.extend(tokens)
             if slot.run and slot.run.next_token is None:
@@ -176,16 +183,44 @@ class Scheduler:
             if slot.run:
                 self._take(slot, slot.run, index)
 
+    def _shares(self, active: Sequence[_Slot], budget: int) -> list[tuple[_Slot, int]]:
+        """How many prompt tokens of each sequence this step computes.
+
+        The oldest prompt has half of them, so that it ends; the rest goes to the shortest first, so that a question
+        does not wait for a book.
+        """
+        reading = [slot for slot in active if slot.run and slot.run.next_token is None]
+        reading = [slot for slot in reading if slot.run and not self._must_wait(slot, slot.run)]
+        left = {slot: len(slot.run.prompt) - len(slot.cached) for slot in reading if slot.run}
+        if not left:
+            return []
+        oldest = min(left, key=lambda slot: slot.run.request.id if slot.run else 0)
+        shares = dict.fromkeys(left, 0)
+        shares[oldest] = min(left[oldest], budget // 2 if len(left) > 1 else budget)
+        budget -= shares[oldest]
+        for slot in sorted(left, key=lambda slot: left[slot]):
+            more = min(left[slot] - shares[slot], budget)
+            shares[slot] += more
+            budget -= more
+        return [(slot, n_tokens) for slot, n_tokens in shares.items() if n_tokens]
+
     # -- admitting
+
+    def _next(self) -> _Run:
+        """The request to admit next: of the owner who has the fewest running, the oldest."""
+        running = Counter(slot.run.request.owner for slot in self._slots if slot.run)
+        return min(self._waiting, key=lambda run: (running[run.request.owner], run.request.id))
 
     def _admit(self) -> None:
         while self._waiting:
             idle = [slot for slot in self._slots if slot.run is None]
             reserved = sum(slot.run.n_reserved for slot in self._slots if slot.run)
-            run = self._waiting[0]
-            if not idle or (reserved and reserved + run.n_reserved > self._n_cells):
+            if not idle:
                 return
-            self._waiting.popleft()
+            run = self._next()
+            if reserved and reserved + run.n_reserved > self._n_cells:
+                return
+            self._waiting.remove(run)
             slot = self._place(run, idle)
             slot.run, slot.owner, slot.last_used = run, run.request.owner, next(self._clock)
             run.n_cached = len(slot.cached)
@@ -263,10 +298,13 @@ class Scheduler:
 
     def _take(self, slot: _Slot, run: _Run, index: int) -> None:
         """Choose the next token of a sequence and pass on the text it completes."""
-        token = run.sampler.choose(self._model.logits(index), None if run.is_tentative else run.grammar)
+        logits = self._model.logits(index)
+        token = run.sampler.choose(logits, None if run.is_tentative else run.grammar)
         if token is None or self._model.is_end(token):
             self._finish(slot, run, "stop")
             return
+        if run.request.n_logprobs is not None:
+            run.chances.append(self._model.chance(logits, token, run.request.n_logprobs))
         run.n_completion += 1
         run.next_token = token
         if run.grammar is not None:
@@ -309,14 +347,15 @@ class Scheduler:
         n_held = max((_overlap(run.held, stop) for stop in run.request.stop), default=0)
         ready = run.held[: len(run.held) - n_held]
         if ready:
-            self._emit(Piece(run.request.id, ready))
+            self._emit(Piece(run.request.id, ready, run.chances))
+            run.chances = []
             run.held = run.held[len(ready) :]
         return False
 
     def _finish(self, slot: _Slot, run: _Run, reason: Literal["stop", "length"]) -> None:
         rest = run.held + run.decoder.decode(b"", final=True)
-        if rest:
-            self._emit(Piece(run.request.id, rest))
+        if rest or run.chances:
+            self._emit(Piece(run.request.id, rest, run.chances))
         self._emit(Done(run.request.id, reason, run.n_completion))
         self._release(slot)
 

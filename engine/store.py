@@ -11,15 +11,15 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from engine.errors import BadModelFile, EngineError, ModelNotFound
-from engine.gguf import GGUFHeader, read_header
+from engine.gguf import GGUFHeader, Scalar, read_header
 from engine.sources import KnownModel, fetch, known_models
 
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -55,6 +55,7 @@ class StoredModel:
     context_length: int
     chat_template: str | None
     license: str | None
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -234,7 +235,11 @@ class ModelStore:
             raise BadModelFile(f"{ref} is incomplete in the store: {exc}; remove it and pull it again") from exc
         if size_bytes != weights[0].size:
             raise BadModelFile(f"the weights of {ref} have {size_bytes} bytes, not {weights[0].size}; pull it again")
-        license_text = texts.get(LICENSE_TYPE, config.gguf.get("general.license", ""))
+        metadata: Mapping[str, Scalar] = config.gguf
+        if "general.architecture" not in metadata:  # others' artifacts may say less than ours
+            metadata = read_header(path).metadata
+        license_text = texts.get(LICENSE_TYPE) or str(metadata.get("general.license", ""))
+        template = texts.get(TEMPLATE_TYPE) or metadata.get("tokenizer.chat_template")
         return StoredModel(
             ref=ref,
             path=path,
@@ -244,9 +249,10 @@ class ModelStore:
             architecture=config.architecture,
             quantization=config.quantization,
             parameters=config.parameters,
-            context_length=config.context_size or 0,
-            chat_template=texts.get(TEMPLATE_TYPE) or config.gguf.get("tokenizer.chat_template"),
+            context_length=config.context_size or _as_count(metadata, "context_length"),
+            chat_template=str(template) if template else None,
             license=license_text.partition("\n")[0].removeprefix("SPDX-License-Identifier: ").strip() or None,
+            metadata=metadata,
         )
 
     # -- writing
@@ -367,6 +373,13 @@ def _small_file(path: Path) -> bytes:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise BadModelFile(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes")
     return data
+
+
+def _as_count(metadata: Mapping[str, Scalar], key: str) -> int:
+    try:
+        return int(metadata[f"{metadata['general.architecture']}.{key}"])
+    except (KeyError, ValueError):
+        return 0
 
 
 def _as_text(value: object) -> str | None:

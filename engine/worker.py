@@ -17,14 +17,30 @@ from typing import TYPE_CHECKING, Final, Never
 
 import msgspec
 
-from engine.errors import BadRequest, ContextOverflow, EngineError, ModelBusy
-from engine.pipe import Cancel, Failed, FromWorker, Generate, Load, Loaded, LoadFailed, ToWorker, Unframer, frame
+from engine.errors import BadModelFile, BadRequest, ContextOverflow, EngineError, ModelBusy
+from engine.pipe import (
+    Cancel,
+    Detokenize,
+    Embed,
+    Failed,
+    FromWorker,
+    Generate,
+    Load,
+    Loaded,
+    LoadFailed,
+    Tokenize,
+    Tokenized,
+    ToWorker,
+    Unframer,
+    frame,
+)
 from engine.sandbox import give_up
 
 if TYPE_CHECKING:
     from engine.scheduler import Emit
 
 N_BATCH: Final = 256  # tokens computed at once; cancelling waits for at most one batch
+OOM_SCORE: Final = "800"  # proc(5); 1000 is the first to be killed
 TEMPLATE_TIME_S: Final = 2.0  # CPU time one chat template may take
 TEMPLATE_MEMORY_BYTES: Final = 512 << 20  # address space it may add
 _decoder: Final = msgspec.msgpack.Decoder(ToWorker)
@@ -32,6 +48,8 @@ _decoder: Final = msgspec.msgpack.Decoder(ToWorker)
 
 def main() -> None:
     """Serve until stdin closes."""
+    with contextlib.suppress(OSError):  # where memory runs out, it is this process that goes
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # whatever the gateway or its starter had open
     out = os.dup(1)
     os.dup2(2, 1)  # whatever native code prints must not land between the frames
@@ -104,14 +122,17 @@ class Worker:
         from engine.native import NativeModel
         from engine.scheduler import Scheduler
         from engine.template import ChatTemplate, Defuser
+        from engine.vectors import Vectors
 
         self._emit = emit
+        self._has_template = bool(load.chat_template)
         self._model = NativeModel(
             Path(load.path),
             n_cells=load.n_cells,
             n_sequences=load.n_sequences,
             n_threads=load.n_threads,
             n_batch=N_BATCH,
+            n_gpu_layers=load.n_gpu_layers,
         )
         with _bounded():
             self._template = ChatTemplate(load.chat_template, bos=self._model.bos_text(), eos=self._model.eos_text())
@@ -121,35 +142,59 @@ class Worker:
         self._scheduler = Scheduler(
             self._model, n_ctx=load.n_ctx, n_cells=load.n_cells, n_sequences=load.n_sequences, emit=emit
         )
+        self._vectors = Vectors(self._model.embedder, emit)
         self.description = self._model.description()
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._vectors.has_work
 
     def handle(self, message: ToWorker) -> None:
         match message:
-            case Generate():
+            case Cancel():
+                self._scheduler.cancel(message.id)
+                self._vectors.cancel(message.id)
+            case Load():
+                sys.exit("a worker loads one model only")
+            case _:
                 try:
-                    self._scheduler.submit(message, self.tokens(message))
+                    self._begin(message)
                 except ContextOverflow as exc:
                     self._emit(Failed(message.id, "context", str(exc)))
-                except BadRequest as exc:
+                except (BadRequest, BadModelFile) as exc:
                     self._emit(Failed(message.id, "request", str(exc)))
                 except ModelBusy as exc:
                     self._emit(Failed(message.id, "busy", str(exc)))
-            case Cancel():
-                self._scheduler.cancel(message.id)
-            case Load():
-                sys.exit("a worker loads one model only")
+
+    def _begin(self, message: Generate | Embed | Tokenize | Detokenize) -> None:
+        match message:
+            case Generate():
+                self._scheduler.submit(message, self.tokens(message))
+            case Embed():
+                if self._vectors.is_full:
+                    raise ModelBusy("too many embedding requests are already waiting for the model")
+                self._vectors.submit(message)
+            case Tokenize():
+                tokens = self._model.tokenize(message.text, has_special=message.has_special)
+                self._emit(Tokenized(message.id, tokens, message.text))
+            case Detokenize():
+                if any(not 0 <= token < self._model.n_vocab for token in message.tokens):
+                    raise BadRequest(f"a token is a number from 0 to {self._model.n_vocab - 1}")
+                text = b"".join(map(self._model.piece, message.tokens)).decode(errors="replace")
+                self._emit(Tokenized(message.id, message.tokens, text))
 
     def step(self) -> None:
         self._scheduler.step()
+        self._vectors.step()
 
     def tokens(self, request: Generate) -> list[int]:
         """The prompt, with special-token text in what users and tools wrote kept plain."""
         from engine.template import CUT
 
+        if request.prompt is not None:  # the whole of it is its author's, special tokens too
+            return [*self._model.opening(), *self._model.tokenize(request.prompt, has_special=True)]
+        if not self._has_template:
+            raise BadRequest("this is a base model without a chat template: it completes text but cannot chat")
         messages = [
             {key: value if key == "role" else self._defuser.value(value) for key, value in message.items()}
             for message in request.messages

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catalog import CatalogError
 from gateway.admin import AdminApi
+from gateway.apis import model_routes
 from gateway.auth.guard import Guard
 from gateway.auth.resources import Names
 from gateway.gateway import Gateway
-from gateway.openai import OpenAiApi
 from gateway.signin.server import AuthorizationServer
 from gateway.wire.http import NO_SUCH_PROFILE, McpEndpoint
 from policies import Principal
@@ -126,7 +126,6 @@ def create_app(
     """The application over an entered gateway. `admin_token` opens the admin API; `guard` asks callers to sign in,
     `server` is where."""
     admin = AdminApi(gateway, admin_token, guard)
-    openai = OpenAiApi(gateway.models)
     mcp = Mcp(gateway, endpoint)
 
     async def health(request: Request) -> Response:
@@ -137,8 +136,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/p/{profile}/mcp", mcp),
-            Route("/v1/models", openai.list_models),
-            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
+            *model_routes(gateway.models, endpoint.principal_of),
             Route("/healthz", health),
             *admin.routes(),
             *(guard.routes() if guard is not None else ()),

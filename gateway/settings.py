@@ -29,6 +29,11 @@ MIN_CONTEXT_TOKENS: Final = 512
 """Less does not hold one tool and one question."""
 
 
+_NUMBERS: Final = frozenset(
+    ("port", "context_tokens", "page_size", "max_servers", "model_memory_mb", "model_idle_s", "gpu_layers")
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every setting, each also an environment variable: `state_dir` is `LOCKGATE_STATE_DIR`."""
@@ -75,6 +80,12 @@ class Settings:
     there is one, else a file in the state folder."""
     stores: str = ""
     """Where secrets come from, in this order, with semicolons between; empty is `vault;environment;folder`."""
+    model_memory_mb: int = 0
+    """What all loaded models may use together; 0 is three quarters of the machine's memory."""
+    model_idle_s: int = 300
+    """How long a model stays loaded after its last request."""
+    gpu_layers: int = -1
+    """Layers of a model to put on a GPU, where the build has one; -1 is all."""
 
     @property
     def engine(self) -> EngineAddress:
@@ -193,8 +204,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 def _parsed(name: str, text: str) -> object:
     match name:
-        case "port" | "context_tokens" | "page_size" | "max_servers":
-            if not text.isdigit():
+        case (
+            "port" | "context_tokens" | "page_size" | "max_servers" | "model_memory_mb" | "model_idle_s" | "gpu_layers"
+        ):
+            if not text.removeprefix("-" if name == "gpu_layers" else "").isdigit():
                 raise ValueError(f"{text!r} is not a whole number")
             return int(text)
         case "mount_roots":

@@ -80,6 +80,8 @@ class Guard:
     async def admit(self, scope: Scope, resource: Resource) -> Response | None:
         """Note who makes the request; what to answer instead if it may not pass."""
         given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not given and scope["path"] == "/v1/messages":  # how clients of Anthropic's API send their key
+            given = [b"Bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
         if b"access_token=" in scope.get("query_string", b""):
             return self._refusal(scope, resource, 400, "invalid_request", "a token belongs in the Authorization header")
         if not given:

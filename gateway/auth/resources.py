@@ -23,6 +23,9 @@ METADATA: Final = "/.well-known/oauth-protected-resource"
 OPEN: Final = frozenset({"/healthz"})
 OPEN_BELOW: Final = ("/.well-known/", "/oauth/")
 """Paths that ask for no bearer token: what tells how to sign in, and the pages where that is done."""
+MODEL_BELOW: Final = ("/v1/", "/engines/", "/api/")
+MODEL_PATHS: Final = frozenset({"/rerank", "/tokenize", "/detokenize"})
+"""Where the APIs of the local model answer; all of them are one resource."""
 _PROFILE: Final = re.compile(r"/mcp|/p/[A-Za-z0-9._-]{1,64}/mcp")
 
 
@@ -38,7 +41,7 @@ def resource_at(path: str) -> Resource | None:
     """The resource that a request's path belongs to; None for what is open to everybody. Unknown paths are not."""
     if path in OPEN or path.startswith(OPEN_BELOW):
         return None
-    if path == "/v1" or path.startswith("/v1/"):
+    if path == "/v1" or path.startswith(MODEL_BELOW) or path in MODEL_PATHS:
         return Resource("/v1", MODEL)
     if path == "/admin" or path.startswith("/admin/"):
         return Resource("/admin", ADMIN)

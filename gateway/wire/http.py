@@ -60,7 +60,7 @@ class McpEndpoint:
     """An ASGI application serving each profile at its path."""
 
     def __init__(self, door: Door, principal_of: Callable[[Scope], Principal]) -> None:
-        self._principal_of = principal_of
+        self.principal_of = principal_of
         self.sessions = Sessions(door)
         self.places = Places()
         self._watches = _Watches()
@@ -75,7 +75,7 @@ class McpEndpoint:
         self, profile: Profile, scope: Scope, receive: Receive, send: Send, *, follows_default: bool = False
     ) -> None:
         """Answer one request. A profile that is not for this principal is as one that does not exist."""
-        principal = self._principal_of(scope)
+        principal = self.principal_of(scope)
         if not profile.admits(principal.id, principal.groups):
             await NO_SUCH_PROFILE(scope, receive, send)
             return

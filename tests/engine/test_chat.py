@@ -11,8 +11,8 @@ import anyio
 import jsonschema
 import pytest
 
-from engine import BadModelFile, BadRequest, ChatModel, ContextOverflow, ModelBusy, StoredModel
-from engine.chat import collect
+from engine import BadRequest, ChatModel, ContextOverflow, ModelBusy, StoredModel
+from engine.answers import collect
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 
@@ -99,6 +99,7 @@ async def test_prefix_that_requests_share_is_computed_once(smollm2: StoredModel)
         assert sum(n > 100 for n in computed) == 1
 
 
+@pytest.mark.sec("SEC-102")
 async def test_owners_do_not_share_what_is_cached(smollm2: StoredModel) -> None:
     async with ChatModel(smollm2, n_ctx=1024) as model:
         request = ask(LONG_TEXT, max_tokens=1)
@@ -153,6 +154,7 @@ async def test_full_queue_is_an_error_that_says_so(smollm2: StoredModel) -> None
         assert refused[0].retry_after_s > 0
 
 
+@pytest.mark.sec("SEC-100")
 async def test_prompt_that_does_not_fit_is_refused_with_numbers(small_chat: ChatModel) -> None:
     with pytest.raises(ContextOverflow, match=r"the prompt has \d{4,} tokens; the context holds 1024"):
         await small_chat.complete(ask("word " * 2_000))
@@ -294,6 +296,7 @@ TEMPLATE_BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", TEMPLATE_BOMBS)
+@pytest.mark.sec("SEC-099")
 async def test_template_of_a_hostile_model_costs_one_request(smollm2: StoredModel, bomb: str) -> None:
     assert smollm2.chat_template
     source = f"{{% if messages[0].content == 'boom' %}}{TEMPLATE_BOMBS[bomb]}{{% endif %}}{smollm2.chat_template}"
@@ -307,8 +310,22 @@ async def test_template_of_a_hostile_model_costs_one_request(smollm2: StoredMode
 
 
 async def test_base_model_without_a_template_is_refused(smollm2: StoredModel, tmp_path: Path) -> None:
-    with pytest.raises(BadModelFile, match="no chat template"):
-        ChatModel(replace(smollm2, chat_template=None))
+    async with ChatModel(replace(smollm2, chat_template=None), n_ctx=512) as model:
+        with pytest.raises(BadRequest, match="without a chat template"):
+            await model.complete(ask("Hi"))
+        completed = await model.complete_text({"prompt": "The capital of France is", "temperature": 0})
+        assert completed["choices"][0]["text"]
+
+
+async def test_model_that_repeats_a_call_is_stopped(small_chat: ChatModel) -> None:
+    """Left alone this model calls the same function until its tokens are used up."""
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    request = ask("What time is it?", tools=[tool], tool_choice="required", max_tokens=400)
+    completion = await small_chat.complete(request)
+    choice = completion["choices"][0]
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+    assert 0 < completion["usage"]["completion_tokens"] < 200
 
 
 async def test_completion_is_what_its_chunks_say(small_chat: ChatModel) -> None:

@@ -67,12 +67,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.sec("SEC-099")
 def test_hostile_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
     data, reason = HOSTILE[name]
     with pytest.raises(BadModelFile, match=reason):
         read(tmp_path, data)
 
 
+@pytest.mark.sec("SEC-099")
 def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = tiny.gguf(data=b"")
     for length in range(len(whole)):
@@ -87,6 +89,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
+@pytest.mark.sec("SEC-099")
 def test_random_damage_is_read_or_refused_but_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     broken = bytearray(tiny.gguf())
     for _ in range(data.draw(st.integers(1, 8))):

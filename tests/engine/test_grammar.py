@@ -185,6 +185,7 @@ def deep(levels: int) -> Schema:
     ],
     ids=["deep", "wide", "many choices", "long string", "long array", "exponential choices"],
 )
+@pytest.mark.sec("SEC-098")
 def test_schema_bomb_gives_a_small_grammar(schema: Schema) -> None:
     assert len(grammar_of(schema)) < MAX_GRAMMAR_CHARS
 
@@ -199,6 +200,7 @@ def test_schema_bomb_gives_a_small_grammar(schema: Schema) -> None:
     ],
     ids=["60,000 groups", "repetition", "too long", "zero byte"],
 )
+@pytest.mark.sec("SEC-098")
 def test_grammar_text_llama_cpp_might_not_survive_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         check_grammar_text(text)

@@ -53,8 +53,10 @@ BAD = {
     "a number as content": {"messages": [{"role": "user", "content": 7}]},
     "a user without content": {"messages": [{"role": "user"}]},
     "an unknown field": {**HELLO, "n_discard": -1},
-    "logprobs": {**HELLO, "logprobs": True},
-    "several answers": {**HELLO, "n": 2},
+    "top logprobs without logprobs": {**HELLO, "top_logprobs": 2},
+    "too many top logprobs": {**HELLO, "logprobs": True, "top_logprobs": 21},
+    "no answer": {**HELLO, "n": 0},
+    "too many answers": {**HELLO, "n": 17},
     "a negative temperature": {**HELLO, "temperature": -0.1},
     "a boiling temperature": {**HELLO, "temperature": 1e9},
     "not-a-number": {**HELLO, "temperature": float("nan")},
@@ -82,6 +84,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.sec("SEC-101")
 def test_request_with_a_fault_is_refused_with_words(case: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse_request(BAD[case])
@@ -96,6 +99,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(ChatRequest.__struct_fields__), json_values)
+@pytest.mark.sec("SEC-101")
 def test_any_value_in_any_field_is_read_or_refused(field: str, value: object) -> None:
     with contextlib.suppress(BadRequest):
         parse_request({**HELLO, field: value})

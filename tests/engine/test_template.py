@@ -63,6 +63,7 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("source", ESCAPES)
+@pytest.mark.sec("SEC-099")
 def test_template_cannot_leave_its_sandbox(source: str) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     try:
@@ -95,6 +96,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("source", BOMBS)
+@pytest.mark.sec("SEC-099")
 def test_template_that_fails_or_explodes_is_a_bad_request(source: str) -> None:
     with pytest.raises((BadRequest, BadModelFile)):
         render(source)
@@ -116,6 +118,7 @@ attack_text = st.lists(
 
 
 @given(st.lists(attack_text, min_size=1, max_size=4))
+@pytest.mark.sec("SEC-100")
 def test_defused_texts_never_hold_or_form_a_special_token(texts: list[str]) -> None:
     defuse = Defuser(SPECIALS).text
     pieces = "".join(defuse(text) for text in texts).split(CUT)

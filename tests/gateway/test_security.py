@@ -322,7 +322,14 @@ def test_a_traceback_in_the_log_is_indented_and_cannot_pass_for_a_record() -> No
 
 # -- who may do what -----------------------------------------------------------------------------
 
-OPEN = {"/p/{profile}/mcp", "/v1/models", "/v1/chat/completions", "/healthz"}
+MODELS = {
+    f"{prefix}/{name}"
+    for prefix in ("/v1", "/engines/v1", "/engines/llama.cpp/v1")
+    for name in ("models", "models/{ref:path}", "chat/completions", "completions", "embeddings", "responses")
+}
+MODELS |= {"/v1/messages", "/v1/metrics", "/v1/rerank", "/rerank", "/tokenize", "/detokenize"}
+MODELS |= {f"/api/{name}" for name in ("version", "tags", "ps", "show", "chat", "generate", "embed")}
+OPEN = {"/p/{profile}/mcp", "/healthz", *MODELS}
 """Routes for everybody on this machine. A new one belongs here only if it shows and does nothing of the operator's."""
 
 

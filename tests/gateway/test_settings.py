@@ -51,6 +51,9 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         "LOCKGATE_TLS_KEY": "/key.pem",
         "LOCKGATE_VAULT_KEY": "file:/vault.key",
         "LOCKGATE_STORES": "vault",
+        "LOCKGATE_MODEL_MEMORY_MB": "2000",
+        "LOCKGATE_MODEL_IDLE_S": "60",
+        "LOCKGATE_GPU_LAYERS": "0",
     }
     settings = read_settings(environ).check()
     assert settings == Settings(
@@ -78,10 +81,13 @@ def test_every_setting_is_a_variable(tmp_path: Path) -> None:
         Path("/key.pem"),
         "file:/vault.key",
         "vault",
+        2000,
+        60,
+        0,
     )
     assert settings.url == "https://[::1]:9000"
     assert {f"LOCKGATE_{field.name.upper()}" for field in fields(Settings)} == set(environ)
-    assert len(environ) < 25
+    assert len(environ) < 30
 
 
 def test_an_unknown_variable_is_refused_with_a_suggestion() -> None:

@@ -22,6 +22,7 @@ from tests.gateway.running import Place, running
 pytestmark = pytest.mark.anyio
 
 ONE = {"a": ["friendly"]}
+MODEL_PATHS = {"/v1/models", "/engines/llama.cpp/v1/models", "/engines/v1/models", "/api/tags", "/tokenize", "/rerank"}
 
 
 @asynccontextmanager
@@ -57,6 +58,17 @@ async def test_every_request_shows_its_token_and_a_session_id_is_no_token(tmp_pa
         assert [record["principal"] for record in calls] == ["key:one"]
 
 
+@pytest.mark.sec("SEC-103")
+async def test_key_may_come_as_clients_of_anthropics_api_send_it_there_and_nowhere_else(tmp_path: Path) -> None:
+    async with keyed(tmp_path) as (place, keys):
+        token = await keys.create("one", scopes=["model"])
+        assert (await ask(place, "/v1/messages", method="POST")).status == 401
+        assert (await ask(place, "/v1/messages", ("x-api-key", token), method="POST")).status == 415  # no body
+        assert (await ask(place, "/v1/messages", ("x-api-key", token[:-1]), method="POST")).status == 401
+        for elsewhere in ("/v1/models", "/api/tags", "/admin/servers", "/mcp"):
+            assert (await ask(place, elsewhere, ("x-api-key", token))).status == 401
+
+
 @pytest.mark.sec("SEC-024")
 @pytest.mark.sec("SEC-044")
 async def test_each_scope_opens_its_own_paths_and_no_others(tmp_path: Path) -> None:
@@ -64,7 +76,7 @@ async def test_each_scope_opens_its_own_paths_and_no_others(tmp_path: Path) -> N
         app = place.service._server.config.app
         assert isinstance(app, Front)
         tokens = {scope: await keys.create(scope, scopes=[scope]) for scope in ("mcp", "model", "admin")}
-        paths = {"mcp": {"/mcp", "/p/all/mcp", "/nonsense"}, "model": {"/v1/models"}, "admin": {"/admin/servers"}}
+        paths = {"mcp": {"/mcp", "/p/all/mcp", "/nonsense"}, "model": MODEL_PATHS, "admin": {"/admin/servers"}}
         for wanted, own in paths.items():
             for path in own:
                 for scope, token in tokens.items():
