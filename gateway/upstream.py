@@ -412,11 +412,12 @@ class Upstream:
         """End the calls whose time is over, and wait for the next."""
         self._alarm = None
         now = asyncio.get_running_loop().time() + TICK_S
-        for call in [call for call in self._calls.values() if call.due is not None and call.due <= now]:
-            self._expire(call)
-        left = [call.due for call in self._calls.values() if call.due is not None]
+        over = [call for call in self._calls.values() if call.due is not None and call.due <= now]
+        left = [call.due for call in self._calls.values() if call.due is not None and call.due > now]
         if left:
             self._wake_at(min(left))
+        for call in over:
+            self._expire(call)
 
     def _finish(self, call: Call) -> None:
         """A call puts the idle stop off, also at its end; listening for changes does not."""
@@ -428,45 +429,43 @@ class Upstream:
         if self._calls.pop(call.id, None) is None:
             return
         self.suspect.set()
-        self._withdraw(call.id, "timed out")
         self._finish(call)
         waited = (call.timeout_s or 0) + call.extended_s
         call.push(errors.UpstreamTimeout(f"server {self.server} did not answer within {waited:g} s"))
+        self._withdraw(call.id, "timed out")
 
     # -- receiving (Receiver) ----------------------------------------------------------------
 
-    def received(self, message: bytes, id: int | None = None) -> None:
+    def received(self, message: bytes, id: int | None = None) -> bool:
         if self.log.hides is not None:
             message = self.log.hides.clean(message)
         if message[:1] != b"{":
-            self._unreadable(message, id)
-            return
+            return self._unreadable(message, id)
         try:
             incoming = envelope.decode(message)
         except WireError:
-            self._unreadable(message, id)
-            return
+            return self._unreadable(message, id)
         if not incoming.method:
-            self._answered(incoming)
-        elif bytes(incoming.id):
+            return self._answered(incoming)
+        if bytes(incoming.id):
             self._asked(incoming, id)
         else:
             self._notified(incoming, id)
+        return False
 
-    def _unreadable(self, message: bytes, id: int | None) -> None:
+    def _unreadable(self, message: bytes, id: int | None) -> bool:
         if message[:1] == b"[":
             try:
                 members = envelope.decode_batch(message)
             except WireError:
                 self.log.stray(message)
-                return
-            for member in members:
-                if bytes(member)[:1] == b"{":
-                    self.received(bytes(member), id)
-            return
+                return False
+            answers = [self.received(bytes(member), id) for member in members if bytes(member)[:1] == b"{"]
+            return bool(answers) and all(answers)
         self.log.stray(message)
+        return False
 
-    def _answered(self, incoming: Envelope) -> None:
+    def _answered(self, incoming: Envelope) -> bool:
         id = envelope.number(incoming.id)
         call = self._calls.pop(id, None) if id is not None else None
         if call is None:
@@ -474,12 +473,13 @@ class Upstream:
             self.n_dropped += 1
             if self.n_dropped == 1:
                 self.log.write("gateway", "it answered a request that is not open; such answers are dropped")
-            return
+            return False
         self._finish(call)
         if error := bytes(incoming.error):
             call.push(Reply(None, error))
         else:
             call.push(Reply(bytes(incoming.result), None))
+        return True
 
     def _notified(self, incoming: Envelope, id: int | None) -> None:
         if incoming.method == PROGRESS:

@@ -160,13 +160,13 @@ class Gate:
 
     # -- what the filter says (Receiver) -----------------------------------------------------
 
-    def received(self, message: bytes, id: int | None = None) -> None:
+    def received(self, message: bytes, id: int | None = None) -> bool:
         try:
             said = envelope.value(message)
             if said.get("ready"):
                 if not self._ready.done():
                     self._ready.set_result(None)
-                return
+                return False
             attempt = Attempt(
                 bool(said["denied"]),
                 str(said["via"]),
@@ -177,13 +177,14 @@ class Gate:
             left_out = int(said["left_out"])
         except (WireError, AttributeError, KeyError, TypeError, ValueError):
             self._log.write("gateway", "the egress filter said something that cannot be read")
-            return
+            return False
         if attempt.denied:
             self._log.write(
                 "gateway", f"egress denied: {attempt.host}:{attempt.port} ({attempt.via}): {attempt.reason}"
             )
         self._log.attempts.uncounted += left_out
         self._log.attempts.add(attempt, self._report)
+        return False
 
     def lost(self, reason: str) -> None:
         if not self._ready.done():

@@ -8,8 +8,7 @@ import asyncio
 import struct
 from typing import Final, Protocol, cast
 
-from gateway.serverlog import ServerLog
-from gateway.wire.lines import LineTooLong, WriteEnd
+from gateway.wire.lines import WriteEnd
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 STDERR: Final = 2
@@ -21,12 +20,13 @@ FRAME_HEADER_BYTES: Final = _header.size
 class Stream(Protocol):
     """Who gets what the engine carries; a `LineChannel` is one."""
 
-    @property
-    def log(self) -> ServerLog: ...
-
     def writes_to(self, write_end: WriteEnd) -> None: ...
 
-    def feed(self, data: bytes) -> None: ...
+    def feed(self, data: bytes) -> None:
+        """What the container says on stdout."""
+
+    def complain(self, data: bytes) -> None:
+        """The same on stderr."""
 
     def end(self, reason: str) -> None: ...
 
@@ -74,12 +74,7 @@ class AttachProtocol(asyncio.Protocol):
                 return
             data, self._missing = bytes(self._buffer), 0
             self._buffer.clear()
-        try:
-            self._read_frames(data)
-        except LineTooLong:
-            self._channel.end("it wrote an endless line on stdout")
-            if self._transport is not None:
-                self._transport.abort()
+        self._read_frames(data)
 
     def _read_head(self, data: bytes) -> bytes:
         """Read the engine's answer to the upgrade; what follows it."""
@@ -120,7 +115,7 @@ class AttachProtocol(asyncio.Protocol):
                 break
             payload = data[start + FRAME_HEADER_BYTES : end]
             if stream == STDERR:
-                self._channel.log.stderr(payload)
+                self._channel.complain(payload)
             else:
                 self._channel.feed(payload)
             start = end
@@ -149,6 +144,14 @@ class AttachProtocol(asyncio.Protocol):
             else:
                 # TLS has no half-close here: the engine closes the server's stdin when the whole connection goes.
                 self._transport.close()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         if self._transport is not None:

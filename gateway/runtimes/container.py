@@ -70,6 +70,7 @@ class DockerChannel(LineChannel):
         """`opening` is what the launcher reads before the server's own input."""
         self._exit = self._runtime.wait_for_exit(self._id)
         self._protocol = await self._runtime.connect_attach(self._id, self)
+        self.reads_from(self._protocol)
         self._launched = bool(opening)
         if opening and self._write_end is not None:
             self._write_end.write(opening)
@@ -113,6 +114,10 @@ class DockerChannel(LineChannel):
             return f"its program {what} in {self.detail['image']} (exit code {code}); look at command and args"
         return f"its container ended with exit code {code}"
 
+    def hang_up(self) -> None:
+        if self._protocol is not None:
+            self._protocol.abort()
+
     async def abandon(self) -> None:
         self._abandoned = True
         await self._disconnect()
@@ -129,6 +134,7 @@ class DockerChannel(LineChannel):
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
         if self._protocol is not None:
+            self._write_end = None  # calls may still run out of time, of which nobody is told any more
             self._protocol.close_stdin()
         if self._over_http and not self.ended.is_set():
             self._runtime.terminate(self._id)

@@ -94,7 +94,7 @@ class _Carrier:
 
     def __init__(self, inner: asyncio.Protocol, log: ServerLog) -> None:
         self.inner = inner
-        self.log = log
+        self._log = log
         self._transport: Any = None
         self._connected = False
         self._ended = False
@@ -109,6 +109,9 @@ class _Carrier:
 
     def writes_to(self, write_end: Any) -> None:
         self._transport = write_end
+
+    def complain(self, data: bytes) -> None:
+        self._log.stderr(data)
 
     def feed(self, data: bytes) -> None:
         self.inner.data_received(data)
@@ -136,8 +139,9 @@ class Lifeline:
         self._log = log
         self._gone = False
 
-    def received(self, message: bytes, id: int | None = None) -> None:
+    def received(self, message: bytes, id: int | None = None) -> bool:
         self._log.stderr(message + b"\n")
+        return False
 
     def failed(self, id: int, error: errors.UpstreamError) -> None:
         """It carries no requests."""

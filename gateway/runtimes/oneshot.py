@@ -103,6 +103,9 @@ class _Collector:
     def writes_to(self, write_end: Any) -> None:
         self.write_end = write_end
 
+    def complain(self, data: bytes) -> None:
+        self.log.stderr(data)
+
     def feed(self, data: bytes) -> None:
         room = MAX_OUTPUT_BYTES - len(self.stdout)
         self.is_cut = self.is_cut or len(data) > room

@@ -25,7 +25,7 @@ from gateway.runtimes.launcher import SECRETS_FOLDER
 from gateway.secrets import Secrets, SecretValue
 from gateway.serverlog import ServerLog
 from gateway.wire.channel import Receiver
-from gateway.wire.lines import LineChannel, LineTooLong
+from gateway.wire.lines import LineChannel
 
 EXIT_GRACE_S: Final = 2.0
 """After stdin is closed, and again after SIGTERM."""
@@ -247,13 +247,9 @@ class _ServerProcess(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
-            self._channel.log.stderr(data)
-            return
-        try:
+            self._channel.complain(data)
+        else:
             self._channel.feed(data)
-        except LineTooLong:
-            self._channel.end("it wrote an endless line on stdout")
-            self._channel.kill()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
@@ -286,6 +282,8 @@ class ProcessChannel(LineChannel):
         stdin = transport.get_pipe_transport(0)
         if stdin is not None:
             self.writes_to(cast("asyncio.WriteTransport", stdin))
+        pipes = (transport.get_pipe_transport(fd) for fd in (1, 2))
+        self.reads_from(*(cast("asyncio.ReadTransport", pipe) for pipe in pipes if pipe is not None))
 
     def stdout_closed(self) -> None:
         """Usually the process is about to exit; if not, it can no longer answer."""
@@ -302,6 +300,9 @@ class ProcessChannel(LineChannel):
             self.end(f"its process was killed by signal {signal.Signals(-code).name}")
         else:
             self.end(f"its process ended with exit code {code}")
+
+    def hang_up(self) -> None:
+        self.kill()
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Signal the whole process group; the group leader's id stays ours until it is reaped."""

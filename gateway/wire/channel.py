@@ -25,8 +25,9 @@ class Routing(NamedTuple):
 class Receiver(Protocol):
     """Who reads a channel. All are called on the event loop and must not block."""
 
-    def received(self, message: bytes, id: int | None = None) -> None:
-        """One whole message, without its line break. `id` is the request on whose stream it came, if that is known."""
+    def received(self, message: bytes, id: int | None = None) -> bool:
+        """One whole message, without its line break. `id` is the request on whose stream it came, if that is known.
+        Returns whether it answers a request that was open; how much else a server says is bounded."""
 
     def failed(self, id: int, error: UpstreamError) -> None:
         """The request with this id will get no answer; the channel itself still works."""

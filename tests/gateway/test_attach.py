@@ -26,7 +26,7 @@ class Deaf:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def received(self, message: bytes, id: int | None = None) -> None:
+    def received(self, message: bytes, id: int | None = None) -> bool:
         raise AssertionError(message)
 
     def failed(self, id: int, error: Exception) -> None:
@@ -52,6 +52,9 @@ class Listener:
 
     def feed(self, data: bytes) -> None:
         self.lines += data
+
+    def complain(self, data: bytes) -> None:
+        self.log.stderr(data)
 
     def end(self, reason: str) -> None:
         self.reasons.append(reason)

@@ -199,6 +199,22 @@ async def test_a_container_that_does_not_read(bench: Bench) -> None:
     await bench.comes_back()
 
 
+async def test_a_call_that_runs_out_of_time_while_its_server_is_stopped_ends(bench: Bench) -> None:
+    accidents: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: accidents.append(context))
+    upstream = await bench.pool.connection("bad")
+    members = {"name": envelope.raw("deaf"), "arguments": envelope.raw({})}
+    # It takes as long to stop as a server may that sleeps and does not see the end of its input.
+    calls = [await upstream.start("tools/call", dict(members), timeout_s=0.3) for _ in range(2)]
+    bench.pool.stop("bad")
+    with anyio.fail_after(DEADLINE_S):
+        for call in calls:
+            with pytest.raises((UpstreamTimeout, UpstreamLost)):
+                await call.next()
+    await bench.comes_back()
+    assert accidents == []
+
+
 async def test_ten_thousand_calls_one_after_the_other_start_one_container(bench: Bench) -> None:
     upstream = await bench.pool.connection("good")
     before = await bench.container("good")

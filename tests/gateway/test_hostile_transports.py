@@ -59,6 +59,7 @@ BEHAVIOURS: Mapping[str, Expected] = {
     "forks_a_child": Expected(True),
     "pings_and_never_reads": Expected(True, more=("500",)),
     "closes_stdin": Expected(True),
+    "notes_without_end": Expected(True, "error", slow=True),
     "answers_late": Expected(True, "error", slow=True),
     "only_wrong_id": Expected(True, "error", slow=True),
     "invalid_utf8": Expected(True, "error", slow=True),

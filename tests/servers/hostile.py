@@ -261,10 +261,21 @@ def pings_and_never_reads() -> None:
 
     def flood(request: dict[str, Any]) -> None:
         ping = b'{"jsonrpc":"2.0","id":"%b","method":"ping"}\n' % (b"p" * 1000)
-        for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 100_000):
+        for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 20_000):
             write(ping)
         send(id=request["id"], result=result(request, "flooded"))
         threading.Event().wait()
+
+    serve(flood)
+
+
+def notes_without_end() -> None:
+    """Once called, sends log messages without end."""
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}\n'
+
+    def flood(request: dict[str, Any]) -> None:
+        while True:
+            write(note * 500)
 
     serve(flood)
 
@@ -341,7 +352,7 @@ def floods_progress() -> None:
 
     def flood(request: dict[str, Any]) -> None:
         token = request["params"].get("_meta", {}).get("progressToken")
-        for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 100_000):
+        for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 20_000):
             params = {"progressToken": token, "progress": number, "message": "x" * 1000}
             send(method="notifications/progress", params=params)
         send(id=request["id"], result=result(request))
