@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-engine bench-search bench-policy catalog-check lock clean
+.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-faults bench-engine bench-search bench-policy catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ bench-containers: ## Measure how servers in containers start, answer and are lis
 bench-engine: ## Measure the model engine beside llama-server of the same llama.cpp (builds that first: minutes)
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.engine "$$(.ci/llama-server)" $(ARGS)
+bench-faults: ## Measure calls of one server while another one fails
+	@.ci/bootstrap --dev
+	@.ci/engine
+	@.ci/parts
+	@.ci/with-node .venv/bin/python benchmarks/faults.py $(ARGS)
 
 bench-search: ## Measure how well and how fast the catalogue is searched
 	@.ci/bootstrap --dev
