@@ -10,6 +10,7 @@ from catalog import Budget
 from gateway.budget import CALL, FIND, OWN, Shelf, cut
 from tests.gateway.callers import Session
 from tests.gateway.running import running
+from tests.gateway.test_modern import result
 from tests.gateway.test_reload import reload, write
 
 TOOLS = {
@@ -91,6 +92,19 @@ async def test_tools_beyond_the_budget_are_found_and_called_and_recorded_as_what
         for arguments in ({}, {"name": 1}, {"name": "b__delay"}, {"name": CALL}, {"name": FIND}):
             assert (await session.error("tools/call", {"name": CALL, "arguments": arguments}))["code"] == -32602
         assert "a query" in await session.failure(FIND, {})
+
+
+@pytest.mark.anyio
+async def test_stateless_clients_call_through_the_gateways_own_tool_too(tmp_path: Path) -> None:
+    profile = {"servers": ["a"], "budget": {"tools": 3}}
+    async with running(tmp_path, {"a": ["friendly"]}, {"all": profile}) as place:
+        call = {"name": CALL, "arguments": {"name": "a__echo", "arguments": {"x": 1}}}
+        answer = await result(place, "tools/call", call)
+        assert json.loads(answer["content"][0]["text"]) == {"x": 1}
+        slow = {"name": CALL, "arguments": {"name": "a__delay", "arguments": {"ms": 3000, "mark": "late"}}}
+        capabilities = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+        task = await result(place, "tools/call", slow, clientCapabilities=capabilities)
+        assert task["resultType"] == "task"
 
 
 @pytest.mark.anyio

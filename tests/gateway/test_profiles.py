@@ -1,10 +1,12 @@
 """Profiles in a running gateway: instances, names of their own, whom they are for, and another one at /mcp."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from catalog import Volume
@@ -13,10 +15,12 @@ from gateway.errors import SecretsError
 from gateway.mounts import MountGuard
 from gateway.runtimes.handover import Handover
 from gateway.secrets import FolderSecrets, Secrets
+from gateway.serving import socket_path
 from tests.gateway.callers import JSON, message
 from tests.gateway.running import USER, by_header, running
+from tests.gateway.test_modern import result, streaming
 from tests.gateway.test_reload import admin, reload, write
-from tests.servers import LOCAL, until
+from tests.servers import DEADLINE_S, LOCAL, until
 
 pytestmark = pytest.mark.anyio
 
@@ -179,6 +183,37 @@ async def test_another_profile_takes_the_place_of_the_default_one_while_clients_
         assert (await admin(place, "GET", "/catalog"))[1]["default"] == "other"
         assert read_choice(place.gateway.settings.state_dir) == "other"
         assert (await admin(place, "POST", "/profiles/othr/use"))[0] == 404
+
+
+async def test_stateless_and_stdio_clients_of_the_default_profile_follow_too(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": ["friendly"], "b": ["friendly"]}, {"all": ["a"], "other": ["b"]}) as place:
+        with socket_path(place.gateway.settings.state_dir) as path:
+            reader, writer = await asyncio.open_unix_connection(str(path))
+        opening = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+
+        async def heard(wanted: Callable[[Any], bool]) -> Any:
+            with anyio.fail_after(DEADLINE_S):
+                while not wanted(said := json.loads(await reader.readline())):
+                    pass
+            return said
+
+        async def tools(id: int) -> set[str]:
+            writer.write(message("tools/list", {}, id) + b"\n")
+            found = await heard(lambda said: said.get("id") == id)
+            return {tool["name"].partition("__")[0] for tool in found["result"]["tools"]}
+
+        writer.write(b"\n" + message("initialize", opening, 0) + b"\n")
+        await heard(lambda said: said.get("id") == 0)
+        assert await tools(1) == {"a"}
+        wanted = {"notifications": {"toolsListChanged": True}}
+        async with streaming(place, "subscriptions/listen", wanted) as stream:
+            await stream.until("notifications/subscriptions/acknowledged")
+            assert (await admin(place, "POST", "/profiles/other/use"))[0] == 200
+            await stream.until("notifications/tools/list_changed")
+        await heard(lambda said: said.get("method") == "notifications/tools/list_changed")
+        assert await tools(2) == {"b"}
+        assert {tool["name"].partition("__")[0] for tool in (await result(place, "tools/list"))["tools"]} == {"b"}
+        writer.close()
 
 
 async def test_a_changed_setting_starts_a_new_instance_and_leaves_the_others_alone(tmp_path: Path) -> None:
