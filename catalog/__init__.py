@@ -15,6 +15,7 @@ from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, 
 from catalog.percall import CallTool
 from catalog.profile import Budget, Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
+from catalog.rules import Rules, load_rules
 from catalog.setting import Setting
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Profile",
     "Publisher",
     "Remote",
+    "Rules",
     "Secret",
     "Setting",
     "Source",
@@ -53,6 +55,7 @@ __all__ = [
     "find_shipped_catalog",
     "load_catalog",
     "load_profiles",
+    "load_rules",
     "parse_catalog",
     "parse_profiles",
     "read_lock",

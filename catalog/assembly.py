@@ -195,7 +195,7 @@ class _Assembly:
             for error in exc.errors(include_url=False):
                 path = error["loc"]
                 at = line if path in ((), (name_field,)) else find(node, path)[0]
-                for message in _say(model, node, error):
+                for message in say(model, node, error):
                     self._add(at, where, message)
         return None
 
@@ -205,8 +205,11 @@ class _Assembly:
             self._add(line, place_name("profiles", name), message)
 
 
-def _say(model: type[BaseModel], node: Node, error: ErrorDetails) -> list[str]:
-    """Return what to tell about one complaint of a model: usually one message, one each for a joint check."""
+def say(
+    model: type[BaseModel], node: Node, error: ErrorDetails, parts: Members[str, type[BaseModel]] = _PARTS
+) -> list[str]:
+    """Return what to tell about one complaint of a model: usually one message, one each for a joint check. `parts` are
+    the models below each of its keys."""
     path = error["loc"]
     kind = error["type"]
     field = _spell(path)
@@ -214,7 +217,7 @@ def _say(model: type[BaseModel], node: Node, error: ErrorDetails) -> list[str]:
         cause = str(error["ctx"]["error"])
         return [f"{field}: {part}" if field else part for part in cause.split("\n")]
     if kind == "extra_forbidden":
-        owner = _owner(model, path)
+        owner = _owner(model, path, parts)
         return [f"unknown key {quoted(field)}{did_you_mean(str(path[-1]), keys_of(owner))}"]
     if kind == "missing":
         return [f"the key {field} is missing; add it"]
@@ -272,7 +275,9 @@ def _spell(path: tuple[int | str, ...]) -> str:
     return spelled
 
 
-def _owner(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+def _owner(
+    model: type[BaseModel], path: tuple[int | str, ...], parts: Members[str, type[BaseModel]]
+) -> type[BaseModel]:
     """Return the model whose key the last step of the path would have been."""
-    owners = [_PARTS[step] for step in path[:-1] if isinstance(step, str) and step in _PARTS]
+    owners = [parts[step] for step in path[:-1] if isinstance(step, str) and step in parts]
     return owners[-1] if owners else model

@@ -83,9 +83,17 @@ def parse_catalog(path: Path, text: str) -> Catalog:
     Raises:
         CatalogInvalid: it breaks rules; all problems found are in .problems.
     """
+    return assemble(path, *compose(path, text))
+
+
+def compose(path: Path, text: str) -> tuple[Node, list[Problem]]:
+    """Return the one document in the text, and what is wrong with how it is written.
+
+    Raises:
+        CatalogInvalid: it is no YAML, or passes a limit.
+    """
     composer = _Composer(path)
-    root = composer.compose(text)
-    return assemble(path, root, composer.problems)
+    return composer.compose(text), composer.problems
 
 
 def load_profiles(path: Path, base: Catalog) -> Catalog:

@@ -15,7 +15,8 @@ _PATTERN = re.compile(r"[a-z0-9][a-z0-9._:/-]*(?:/\*)?")
 _PEM = re.compile(r"\s*-----BEGIN ([A-Z ]+)-----\n[A-Za-z0-9+/=\n ]+-----END \1-----\s*")
 
 
-def _pattern(text: str) -> str:
+def check_images(text: str) -> str:
+    """Check a pattern of repositories: one of them, or all below a path."""
     if not _PATTERN.fullmatch(text) or "//" in text:
         raise ValueError(f"{quoted(text)} names no images; write ghcr.io/acme/box, or ghcr.io/acme/* for all below")
     return text
@@ -48,7 +49,7 @@ class Publisher(Part):
     """The images of one publisher run only with a signature by one of its keys or identities."""
 
     name: Id
-    images: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1, max_length=64)]
+    images: Annotated[tuple[Annotated[str, AfterValidator(check_images)], ...], Field(min_length=1, max_length=64)]
     keys: Annotated[tuple[Key, ...], Field(max_length=16)] = ()
     identities: Annotated[tuple[Identity, ...], Field(max_length=16)] = ()
     roots: Annotated[tuple[Certificate, ...], Field(max_length=16)] = ()
@@ -72,11 +73,13 @@ class Publisher(Part):
 
     def publishes(self, repository: str) -> bool:
         """Whether the images of this repository (registry and path, in full) are this publisher's."""
-        for pattern in self.images:
-            full = pattern if _has_registry(pattern) else f"docker.io/{pattern}"
-            if repository == full or (full.endswith("/*") and repository.startswith(full[:-1])):
-                return True
-        return False
+        return any(covers(pattern, repository) for pattern in self.images)
+
+
+def covers(pattern: str, repository: str) -> bool:
+    """Whether a pattern names this repository (registry and path, in full); what names no registry is of Docker Hub."""
+    full = pattern if _has_registry(pattern) else f"docker.io/{pattern}"
+    return repository == full or (full.endswith("/*") and repository.startswith(full[:-1]))
 
 
 def _has_registry(pattern: str) -> bool:

@@ -142,7 +142,9 @@ class AdminApi:
         outcome = await self._gateway.catalog_watch.reload()
         if outcome.difference is None:
             return JSONResponse({"error": outcome.reason}, 422)
-        return JSONResponse({"summary": summary(outcome.difference), **asdict(outcome.difference)})
+        refused = self._gateway.rulebook.refused(self._gateway.catalog)
+        found = {"summary": summary(outcome.difference), "refused": refused}
+        return JSONResponse({**found, **asdict(outcome.difference)})
 
     async def _use(self, request: Request) -> Response:
         """Serve another profile at /mcp."""

@@ -25,6 +25,7 @@ from gateway.commands import (
     policy,
     profile_changes,
     review,
+    rules,
     secret,
     serve,
     server,
@@ -58,6 +59,7 @@ app.add_typer(client.app, name="client", help="Connect agent clients such as Cla
 catalog.app.command("import")(exchange.import_)
 catalog.app.command("review")(review.review)
 catalog.app.command("export")(exchange.export)
+catalog.app.command("rules")(rules.rules)
 catalog.app.command("push")(artifact.push_catalog)
 catalog.app.command("pull")(artifact.pull_catalog)
 app.add_typer(policy.app, name="policy", help="See, check, compare and explain policies.")

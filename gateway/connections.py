@@ -128,6 +128,8 @@ class Server:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
+        self.refusal = ""
+        """Why the rules in force refuse it; then it offers nothing, and nothing is started."""
         self.log = ServerLog()
         self.state: State = "idle"
         self.runtime = ""

@@ -598,7 +598,8 @@ class Door:
         """Ask the servers among these that are not known yet, all at once, within the given time, with the caller's
         credential where it has one of its own."""
         # Of a profile that is gone, the servers may be too.
-        unknown = [id for id in servers if id in self.pool.servers and self.pool.listing(id) is None]
+        known = self.pool.servers
+        unknown = [id for id in servers if id in known and not known[id].refusal and self.pool.listing(id) is None]
         if not unknown:
             return
         with anyio.move_on_after(timeout_s):

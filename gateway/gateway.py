@@ -42,6 +42,8 @@ from gateway.prewarm import UseRecord
 from gateway.redaction import KnownValues, hidden_in_logs
 from gateway.reload import CatalogWatch
 from gateway.reviews import Reviews
+from gateway.rulebook import FILE_NAME as RULES_NAME
+from gateway.rulebook import open_rulebook
 from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
@@ -72,11 +74,9 @@ class Gateway:
         self.signin = read_configuration(settings.auth)
         self.catalog: Catalog = open_catalog(settings)
         self.profile: Profile = self.catalog.profile(settings.profile)
+        self.rulebook = open_rulebook(settings, self.catalog)
         self._listings = ListingStore(settings.state_dir / "listings")
-        self.catalog_watch = CatalogWatch(
-            lambda: [self.catalog.path, profiles_file(settings), *policyfiles.paths(settings)],
-            self._reload,
-        )
+        self.catalog_watch = CatalogWatch(self._watched, self._reload)
         self.known = KnownValues()
         self._stack = AsyncExitStack()
 
@@ -85,23 +85,35 @@ class Gateway:
         """Why containers are not used, if they are not."""
         return self.engine.missing
 
+    def _watched(self) -> list[Path]:
+        """The files that a reload reads, whether or not they are there."""
+        rules = self.rulebook.file or self.settings.state_dir / RULES_NAME
+        return [self.catalog.path, profiles_file(self.settings), rules, *policyfiles.paths(self.settings)]
+
+    def _refusal(self, entry: Entry) -> str:
+        """Why the rules in force refuse the entry; empty if they do not."""
+        return self.rulebook.refusal(entry)
+
     async def _reload(self) -> Difference:
-        """Load the catalog again and take what changed; until everything in it is known to be good, nothing changes.
+        """Load the catalog and its rules again and take what changed; until all is known to be good, nothing changes.
 
         Raises:
-            CatalogError: the file cannot be read, breaks rules, or has lost the default profile.
+            CatalogError: a file cannot be read or is invalid, or the catalog has lost the default profile.
             PoliciesUnusable: the policies cannot be read, break rules, or miss one that a profile has.
             SecretsError: two secrets in it would be one.
         """
         catalog = await to_thread.run_sync(open_catalog, self.settings)
         profile = catalog.profile(self.profile.name)
+        rulebook = await to_thread.run_sync(self.rulebook.read_again, self.settings, catalog)
         Secrets.check(_secret_names(catalog))
         policy = await to_thread.run_sync(self._policy, catalog)
-        self.images.trust(catalog.publishers)
         found = difference(self.catalog, catalog)
-        if found or policy.generation != self.door.policy.generation:
+        if found or rulebook != self.rulebook or policy.generation != self.door.policy.generation:
             # One step for whoever runs in this event loop: nobody sees half of it.
-            self.catalog, self.profile = catalog, profile
+            self.catalog, self.profile, self.rulebook = catalog, profile, rulebook
+            if refused := rulebook.refused(catalog):
+                _log.warning("the rules in %s refuse %d entries", rulebook.file, len(refused))
+            self.images.trust(rulebook.publishers, rulebook.image_refusal)
             self.pool.replace(map(with_defaults, catalog.runnable.values()))
             self.door.follow(policy, catalog.profiles, profile)
         return found
@@ -172,6 +184,7 @@ class Gateway:
                 use.note,
                 self._admitted,
                 self._check_secrets,
+                self._refusal,
             )
             self.door.serve(self.pool)
             self.vault.watchers.append(self._secrets_changed)
@@ -206,7 +219,8 @@ class Gateway:
             settings.cache_dir,
             engine,
             run=self.run,
-            publishers=self.catalog.publishers,
+            publishers=self.rulebook.publishers,
+            refusal=self.rulebook.image_refusal,
             lock=settings.catalog_lock,
         )
         own = [settings.state_dir, settings.cache_dir, secrets_dir]
@@ -293,6 +307,8 @@ class Gateway:
         Raises:
             UpstreamUnavailable: this entry cannot run here; says why.
         """
+        if why := self._refusal(entry):
+            raise errors.UpstreamUnavailable(f"server {entry.id} is refused: {why}")
         if reasons := list(lacking(entry)):
             raise errors.UpstreamUnavailable(f"server {entry.id} {'; it '.join(reasons)}")
         if entry.remote is not None and entry.image is None and entry.package is None:

@@ -64,6 +64,10 @@ class Events(Protocol):
         """A notification that belongs to no call."""
 
 
+LISTS: Final = ("prompts", "resources", "tools")
+"""Which lists are other ones when the rules begin or cease to refuse a server."""
+
+
 class Pool:
     """All servers. `connection` is the only way to one; each connection lives in its own task of `tasks`."""
 
@@ -78,10 +82,13 @@ class Pool:
         first_use: Callable[[str], None] = lambda _: None,
         admit: Admit = everything,
         ready: Ready = always,
+        refusal: Callable[[Entry], str] = lambda _: "",
     ) -> None:
         """`ready` refuses a server that lacks a secret; `first_use` is told of each server that is asked for the first
-        time since the gateway started."""
-        self._servers = {entry.id: Server(entry) for entry in entries}
+        time since the gateway started. `refusal` says why an entry must not run, if it must not; it is asked again at
+        each `replace`."""
+        self._refusal = refusal
+        self._servers = {entry.id: self._server(entry) for entry in entries}
         self._retired: list[Server] = []
         """Servers of replaced entries, as long as a call of theirs runs."""
         self._tasks = tasks
@@ -113,7 +120,12 @@ class Pool:
     def listing(self, id: str) -> Listing | None:
         """What the server is known to offer; starts nothing."""
         server = self._servers.get(id)
-        return server.listing if server is not None else None
+        return server.listing if server is not None and not server.refusal else None
+
+    def _server(self, entry: Entry) -> Server:
+        server = Server(entry)
+        server.refusal = self._refusal(entry)
+        return server
 
     async def learn(self, id: str, credential: Credential = NOBODY) -> Listing:
         """What the server offers, starting it with this credential if that is not known yet.
@@ -136,9 +148,12 @@ class Pool:
 
     def _find(self, id: str) -> Server:
         try:
-            return self._servers[id]
+            server = self._servers[id]
         except KeyError:
             raise errors.UpstreamUnavailable(f"server {id} is no longer in the catalog") from None
+        if server.refusal:
+            raise errors.UpstreamUnavailable(f"server {id} is refused: {server.refusal}")
+        return server
 
     # -- handing out -------------------------------------------------------------------------
 
@@ -385,11 +400,13 @@ class Pool:
         changed or went may finish within `Bounds.drain_s`, while new calls meet the new entry."""
         before, self._servers = self._servers, {}
         for entry in entries:
-            old = before.pop(entry.id, None)
-            if old is not None and old.entry == entry:
-                self._servers[entry.id] = old
+            old, new = before.pop(entry.id, None), self._server(entry)
+            if old is not None and old.entry == entry and bool(old.refusal) == bool(new.refusal):
+                self._servers[entry.id], old.refusal = old, new.refusal
                 continue
-            self._servers[entry.id] = new = Server(entry)
+            self._servers[entry.id] = new
+            if new.refusal or (old is not None and old.refusal):
+                self._events.listing_changed(entry.id, LISTS)
             self._listings.load(new)
             if old is not None:
                 new.log = old.log
@@ -403,7 +420,7 @@ class Pool:
         been replaced. All others that failed may be tried again at once."""
         for id, old in self._servers.items():
             if old.connections and is_elsewhere(old):
-                self._servers[id] = new = Server(old.entry)
+                self._servers[id] = new = self._server(old.entry)
                 new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
                 self._retire(old, MOVED)
             elif not old.connections:
@@ -413,8 +430,10 @@ class Pool:
     def renew(self, id: str) -> None:
         """Start the server anew for whoever comes next: something it was given is no longer so. Calls under way on it
         may finish as if its entry had been replaced; a failure of before counts no more."""
-        old = self._find(id)
-        self._servers[id] = new = Server(old.entry)
+        old = self._servers[id]
+        if old.refusal:
+            return
+        self._servers[id] = new = self._server(old.entry)
         new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
         self._retire(old, RENEWED)
         if old.error and new.listing is None:

@@ -44,6 +44,9 @@ class Settings:
     cache_dir: Path = Path()
     catalog: Path | None = None
     """A catalog file in place of the shipped one."""
+    rules: Path | None = None
+    """What may run of any catalog, by whoever is responsible for the machine; `rules.yaml` in the state folder if not
+    set and there."""
     profile: str = "starter"
     """The profile served at /mcp; if not set, the one that was chosen with `lockgate profile use`."""
     runtime: RuntimeChoice = "auto"
@@ -212,7 +215,16 @@ def _parsed(name: str, text: str) -> object:
             return int(text)
         case "mount_roots":
             return tuple(check_root(Path(part).expanduser()) for part in text.split(os.pathsep) if part)
-        case "state_dir" | "cache_dir" | "catalog" | "docker_cert_path" | "secrets_dir" | "tls_cert" | "tls_key":
+        case (
+            "state_dir"
+            | "cache_dir"
+            | "catalog"
+            | "rules"
+            | "docker_cert_path"
+            | "secrets_dir"
+            | "tls_cert"
+            | "tls_key"
+        ):
             if not text:
                 raise ValueError("the path is empty")
             return Path(text).expanduser().absolute()

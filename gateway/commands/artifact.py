@@ -10,20 +10,21 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from catalog import Catalog, Publisher, load_catalog, read_lock
+from catalog import Catalog, load_catalog, read_lock
 from catalog.textfile import read_text
 from catalog.writing import write_catalog
 from gateway.catalogs import catalog_file, open_catalog
-from gateway.commands.catalog import print_difference
+from gateway.commands.catalog import print_difference, print_refused
 from gateway.commands.exchange import IndexedPackages
 from gateway.commands.running import AsJson, err, out, print_json, settings, shown
-from gateway.errors import SettingsError
+from gateway.errors import ImageRefused, SettingsError
 from gateway.exchange.artifact import Kind
 from gateway.exchange.filing import CATALOG, Filed, Wish, file_catalog, lock_of
 from gateway.exchange.trip import Pulled, name_of, pull, push
 from gateway.exchange.trust import Trust, read_keys
 from gateway.images.names import ImageName
 from gateway.images.signing import SigningKey, load_key
+from gateway.rulebook import open_rulebook
 from gateway.settings import Settings
 
 SHORT_DIGEST: Final = 19
@@ -152,15 +153,21 @@ def _last(file: Path, what: str) -> str:
 
 def fetch(kind: Kind, reference: str, wanted: Settings, keys: list[Path] | None, *, unsigned: bool) -> Pulled:
     """What the reference stands for, if it may be taken."""
-    trust = Trust(_publishers(wanted), read_keys(keys or []), unsigned)
-    return pull(kind, name_of(reference), trust, IndexedPackages())
+    name = name_of(reference)
+    rulebook = open_rulebook(wanted, _in_use(wanted))
+    if why := rulebook.image_refusal(name):
+        raise ImageRefused(f"{name.tagged} is refused: {why}")
+    trust = Trust(tuple(rulebook.publishers.values()), read_keys(keys or []), unsigned)
+    pulled = pull(kind, name, trust, IndexedPackages())
+    print_refused(open_rulebook(wanted, pulled.catalog).refused(pulled.catalog))
+    return pulled
 
 
-def _publishers(wanted: Settings) -> tuple[Publisher, ...]:
-    """Those of the catalogue in use; none where its file is still to be pulled."""
+def _in_use(wanted: Settings) -> Catalog:
+    """The catalogue in use; an empty one where its file is still to be pulled."""
     if wanted.catalog is not None and not wanted.catalog.exists():
-        return ()
-    return tuple(open_catalog(wanted).publishers.values())
+        return Catalog(wanted.catalog, {}, {})
+    return open_catalog(wanted)
 
 
 def report(kind: Kind, pulled: Pulled, filed: Filed, *, dry_run: bool, as_json: bool) -> None:

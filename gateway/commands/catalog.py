@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -33,8 +33,9 @@ from catalog.writing import write_catalog
 from gateway.abilities import lacking
 from gateway.catalogs import catalog_file, open_catalog, profiles_file
 from gateway.commands.asking import ask_gateway
-from gateway.commands.running import AsJson, err, out, print_json, settings
+from gateway.commands.running import AsJson, err, out, print_json, settings, shown
 from gateway.errors import SettingsError
+from gateway.rulebook import open_rulebook
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -72,12 +73,23 @@ def lint(
         print_json({"ok": False, "problems": _rows(exc.problems)})
         raise typer.Exit(2) from exc
     counts = {"entries": len(catalog.entries), "profiles": len(catalog.profiles)}
+    refused = open_rulebook(settings(), catalog).refused(catalog)
     if as_json:
-        print_json({"ok": True, "problems": [], "warnings": _rows(advice(catalog)), **counts})
+        found = {"problems": [], "warnings": _rows(advice(catalog)), "refused": refused}
+        print_json({"ok": True, **found, **counts})
         return
     for warning in advice(catalog):
         err.print(f"warning: {warning}")
     typer.echo(f"{path}: {counts['entries']} entries and {counts['profiles']} profiles, no problems")
+    print_refused(refused)
+
+
+def print_refused(refused: Mapping[str, str]) -> None:
+    """Say which entries the rules refuse."""
+    for id, why in refused.items():
+        err.print(shown(f"{id}: refused: {why}"))
+    if refused:
+        err.print(f"The rules refuse {len(refused)} entries; see: lockgate catalog rules")
 
 
 def _rows(problems: list[Problem]) -> list[dict[str, Any]]:
@@ -114,9 +126,12 @@ def search(
 @app.command("show")
 def show(id: EntryId, as_json: AsJson = False) -> None:
     """Show one entry: what it is, how it runs, what it needs before it can start, and its tools."""
-    entry = open_catalog(settings()).entry(id)
+    catalog = open_catalog(settings())
+    entry = catalog.entry(id)
+    refusal = open_rulebook(settings(), catalog).refusal(entry)
     if as_json:
-        print_json({**entry.model_dump(mode="json"), "digest": entry.digest, "lacking": list(lacking(entry))})
+        found = {"digest": entry.digest, "lacking": list(lacking(entry)), "refused": refusal}
+        print_json({**entry.model_dump(mode="json"), **found})
         return
     out.print(Text.assemble((entry.title, "bold"), f"  ({entry.id})"))
     out.print(entry.description)
@@ -127,7 +142,9 @@ def show(id: EntryId, as_json: AsJson = False) -> None:
         table.add_row(name, value)
     out.print(table)
     reasons = list(lacking(entry))
-    if reasons:
+    if refusal:
+        out.print(Text(f"Refused here: {shown(refusal)}.", style="red"))
+    elif reasons:
         out.print(Text(f"Cannot start here: it {'; it '.join(reasons)}.", style="yellow"))
     else:
         out.print(f"Start it: lockgate server start {entry.id}")
@@ -199,6 +216,10 @@ def pick(
     """Make a catalogue of your own from entries of the one in use, with a profile that names them all."""
     catalog = open_catalog(settings())
     entries = [catalog.entry(id) for id in dict.fromkeys(ids)]
+    rulebook = open_rulebook(settings(), catalog)
+    if refused := {entry.id: why for entry in entries if (why := rulebook.refusal(entry))}:
+        print_refused(refused)
+        raise typer.Exit(1)
     named = Profile.model_validate(
         {"name": profile, "title": profile.capitalize(), "servers": [entry.id for entry in entries]}
     )
@@ -306,6 +327,7 @@ def reload(as_json: AsJson = False) -> None:
         print_json(found)
         return
     typer.echo(found["summary"])
+    print_refused(found["refused"])
 
 
 @app.command("schema")

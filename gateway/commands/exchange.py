@@ -24,6 +24,7 @@ from gateway.commands.running import err, out, settings, shown
 from gateway.errors import SettingsError
 from gateway.indexes import current_indexes, installer_environment
 from gateway.packages import find_uv
+from gateway.rulebook import open_rulebook
 
 ExportFormat = Literal["docker", "docker-profile", "registry", "mcpServers", "servers"]
 LOOKUP_TIMEOUT_S: Final = 60.0
@@ -49,12 +50,26 @@ def import_(
         raise SettingsError(f"{output} exists; name a new file")
     text = typer.get_text_stream("stdin").read() if str(file) == "-" else read_text(file)
     found = import_text(text, format=format, packages=IndexedPackages() if ask else NoPackages())
+    _leave_out_refused(found)
     written = write_catalog(found.entries.values(), found.profiles.values())
     if output is None:
         out.print(written, end="")
     else:
         output.write_text(written)
     _report(found, output)
+
+
+def _leave_out_refused(found: Imported) -> None:
+    """Entries that the rules refuse are left out, also of the profile; one of nothing else goes with them."""
+    wanted = settings()
+    rulebook = open_rulebook(wanted, Catalog(wanted.state_dir, found.entries, found.profiles))
+    for id, why in rulebook.refused(Catalog(wanted.state_dir, found.entries, {})).items():
+        del found.entries[id]
+        found.refuse(id, why)
+    for name, profile in list(found.profiles.items()):
+        if any(profile.entry_id(server) not in found.entries for server in profile.servers):
+            del found.profiles[name]
+            found.refuse(f"profile {name}", "names an entry that is left out")
 
 
 def _report(found: Imported, output: Path | None) -> None:

@@ -16,6 +16,7 @@ from gateway.commands.running import AsJson, out, print_json, run, settings, sho
 from gateway.docker_engine import DockerEngine
 from gateway.errors import ImageError
 from gateway.images import ImageStore
+from gateway.rulebook import open_rulebook
 from gateway.runs import Run
 
 app = typer.Typer(no_args_is_help=True)
@@ -41,13 +42,19 @@ def _each(ids: list[str] | None, do: Callable[[ImageStore, Entry], Awaitable[Row
 def _with_store(work: Callable[[ImageStore, Catalog], Awaitable[list[Row]]]) -> list[Row]:
     wanted = settings()
     catalog = open_catalog(wanted)
+    rulebook = open_rulebook(wanted, catalog)
 
     async def inside() -> list[Row]:
         engine = DockerEngine(wanted.engine)
         try:
             with Run(wanted.state_dir) as own:
                 store = ImageStore(
-                    wanted.cache_dir, engine, run=own, publishers=catalog.publishers, lock=wanted.catalog_lock
+                    wanted.cache_dir,
+                    engine,
+                    run=own,
+                    publishers=rulebook.publishers,
+                    refusal=rulebook.image_refusal,
+                    lock=wanted.catalog_lock,
                 )
                 return await work(store, catalog)
         finally:

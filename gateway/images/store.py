@@ -24,7 +24,7 @@ from gateway.images.names import ImageName, parse
 from gateway.images.pins import Pins
 from gateway.images.puller import Puller
 from gateway.images.recipes import LANGUAGE, Language, Recipe, base_tag, launcher_recipe, server_recipe
-from gateway.images.verifier import Verifier
+from gateway.images.verifier import Refusal, Verifier, nothing_refused
 from gateway.runs import Run
 from gateway.runtimes.labels import UNFINISHED
 
@@ -49,23 +49,24 @@ class ImageStore:
         docker_url: str | None = None,
         run: Run | None = None,
         publishers: Mapping[str, Publisher] | None = None,
+        refusal: Refusal = nothing_refused,
         lock: Path | None = None,
     ) -> None:
         """`docker_url` is the engine's address where no engine is given. Nothing is contacted yet.
 
         What a build leaves behind when this process is killed is found by names that `run` signs; without one nobody
-        looks for it. `lock` is the catalog's lock file."""
+        looks for it. `lock` is the catalog's lock file; `refusal` says which images the rules refuse."""
         self.cache_dir = cache_dir
         docker = engine or DockerEngine(find_engine(os.environ) if docker_url is None else docker_url)
         self._builder = Builder(cache_dir, docker, run)
         self._puller = Puller(docker)
         self._bases = Bases(cache_dir, self._builder, self._puller, self._only_one)
         self._pins = Pins(lock)
-        self._verifier = Verifier(publishers or {}, cache_dir / "signatures", self._puller.connect)
+        self._verifier = Verifier(publishers or {}, cache_dir / "signatures", self._puller.connect, refusal)
 
-    def trust(self, publishers: Mapping[str, Publisher]) -> None:
-        """From now on these are the publishers of the catalog."""
-        self._verifier.publishers = publishers
+    def trust(self, publishers: Mapping[str, Publisher], refusal: Refusal = nothing_refused) -> None:
+        """From now on these are the publishers, and these images are refused."""
+        self._verifier.publishers, self._verifier.refusal = publishers, refusal
 
     async def ensure(self, entry: Entry, *, progress: Progress) -> Image:
         """The image to run for the entry: the published one if it can be had, else one from its package.

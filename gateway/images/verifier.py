@@ -35,12 +35,22 @@ BUNDLE: Final = "dev.sigstore.cosign/bundle"
 Connect = Callable[[ImageName], RegistryClient]
 """Opens an image's repository, with the user's login; runs in a worker thread."""
 
+Refusal = Callable[[ImageName], str]
+"""Why an image must not run; empty if it may."""
+
+
+def nothing_refused(_: ImageName) -> str:
+    return ""
+
 
 class Verifier:
-    """Judges images by the publishers of one catalog."""
+    """Judges images by the publishers of one catalog, and by rules that may refuse one whoever signed it."""
 
-    def __init__(self, publishers: Mapping[str, Publisher], folder: Path, connect: Connect) -> None:
+    def __init__(
+        self, publishers: Mapping[str, Publisher], folder: Path, connect: Connect, refusal: Refusal = nothing_refused
+    ) -> None:
         self.publishers = publishers
+        self.refusal = refusal
         self._folder = folder
         self._connect = connect
 
@@ -49,11 +59,13 @@ class Verifier:
         return next((one for one in self.publishers.values() if one.publishes(name.full)), None)
 
     async def check(self, name: ImageName) -> str | None:
-        """Who signed this image; None if nobody has to. It must be named by digest.
+        """Who signed this image; None if nobody has to. It must be named by digest if somebody has.
 
         Raises:
             ImageRefused: it must be signed and is not, or that cannot be found out; says why.
         """
+        if why := self.refusal(name):
+            raise ImageRefused(f"{name.pinned if name.digest else name.tagged} is refused: {why}")
         publisher = self.publisher(name)
         if publisher is None:
             return None

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.gateways import COMMAND_S, ROOT, environment
+from tests.gateway.registries import registry
 
 PAGE = ROOT / "docs" / "admin.md"
 EXPECTED = "#> "
@@ -27,17 +28,21 @@ def test_every_command_of_the_page_does_what_the_page_says(tmp_path: Path) -> No
                 script.append(line)
         script.append(f"echo '=== end of block {number}'")
     env = environment(tmp_path / "state", runtime="process")
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)],
-        cwd=tmp_path,
-        env={**env, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=COMMAND_S * 5,
-        check=False,
-    )
-    log = tmp_path / "serve.log"
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    with registry(tmp_path / "registry") as hub:
+        path = f"{Path(sys.executable).parent}:{env['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env={**env, "PATH": path, "REGISTRY": f"{hub.host}/acme"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_S * 10,
+            check=False,
+        )
+    log = folder / "serve.log"
     assert done.returncode == 0, f"{done.stdout}\n{log.read_text() if log.exists() else ''}"
     printed = re.split(r"=== end of block \d+\n", done.stdout)
     for number, words in expected:
