@@ -52,7 +52,11 @@ async def test_changed_file_is_taken_by_itself(tmp_path: Path) -> None:
 
 async def test_another_variable_for_a_secret_starts_the_server_anew(tmp_path: Path) -> None:
     def wired(variable: str) -> dict[str, Any]:
-        return {"package": LOCAL, "command": ["friendly"], "secrets": [{"name": "a.key", "env": variable}]}
+        return {
+            "package": LOCAL,
+            "command": ["friendly"],
+            "secrets": [{"name": "a.key", "env": variable, "required": False}],
+        }
 
     async with running(tmp_path, {"a": wired("KEY"), "b": ["friendly"]}) as place:
         session = await place.session()
