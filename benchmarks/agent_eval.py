@@ -209,10 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=settings().model)
     parser.add_argument("--plain", action="store_true", help="the baseline: tools as text, no grammar")
-    parser.add_argument("--only", default="", help="tasks whose id begins with this")
+    parser.add_argument("--only", default="", help="tasks whose ids begin so; several with commas")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     wanted = parser.parse_args()
-    tasks = [task for task in TASKS if task.id.startswith(wanted.only)]
+    tasks = [task for task in TASKS if any(task.id.startswith(start) for start in wanted.only.split(","))]
     outcomes = asyncio.run(evaluate(wanted.model, tasks, wanted.plain, shows=True))
     if wanted.json:
         wanted.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
