@@ -26,7 +26,7 @@ from engine import ModelStore
 from engine.agent import Budget, GenerateChunks
 from engine.events import Answered, Stopped, ToolCalled, Turned
 from engine.transcript import Header
-from gateway.agentrun import carry_out, function_of, outcome_of, through_gateway
+from gateway.agentrun import carry_out, function_of, is_small, outcome_of, through_gateway
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import settings
 
@@ -102,7 +102,9 @@ def _plain_call(text: str) -> dict[str, Any] | None:
     return {"index": 0, "id": f"plain_{time.monotonic_ns()}", "type": "function", "function": function}
 
 
-async def attempt(task: Task, client: GatewayClient, tools: list[dict[str, Any]], model: str, plain: bool) -> Outcome:
+async def attempt(
+    task: Task, client: GatewayClient, tools: list[dict[str, Any]], model: str, plain: bool, insist: bool
+) -> Outcome:
     def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         return client.chat({**request, "model": model})
 
@@ -114,7 +116,7 @@ async def attempt(task: Task, client: GatewayClient, tools: list[dict[str, Any]]
 
     schemas = {tool["name"]: tool.get("inputSchema") or {} for tool in tools}
     functions = [function_of(tool) for tool in tools]
-    header = Header(task.id, time.time(), task.text, model, "", asdict(BUDGET), functions=functions)
+    header = Header(task.id, time.time(), task.text, model, "", asdict(BUDGET), functions=functions, insist=insist)
     call_tool = through_gateway(client.call_tool, tools, "policy", agree)
     calls: list[ToolCalled] = []
     turns: list[Turned] = []
@@ -178,7 +180,7 @@ async def evaluate(model: str, tasks: Sequence[Task], plain: bool, shows: bool) 
             await seed(call, wanted.state_dir / "volumes")
             outcomes = []
             for task in tasks:
-                outcome = await attempt(task, client, tools, model, plain)
+                outcome = await attempt(task, client, tools, model, plain, not plain and is_small(store, model))
                 outcomes.append(outcome)
                 if shows:
                     mark = "done" if outcome.done else "----"

@@ -14,13 +14,7 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from engine.conversation import (
-    MAX_FRUITLESS,
-    READ_RESULT,
-    READ_RESULT_TOOL,
-    Conversation,
-    key_of,
-)
+from engine.conversation import MAX_FRUITLESS, READ_RESULT, READ_RESULT_TOOL, Conversation, key_of
 from engine.events import (
     Answered,
     Event,
@@ -33,7 +27,7 @@ from engine.events import (
     ToolReturned,
     Turned,
 )
-from engine.narrow import DEFAULT_KEPT, compact, narrow
+from engine.narrow import DEFAULT_KEPT, compact, fits, narrow
 
 INSTRUCTIONS: Final = (
     "You are a helpful assistant with access to functions. Call a function whenever it can do what the user asks; "
@@ -82,16 +76,18 @@ async def run_agent(
     instructions: str = INSTRUCTIONS,
     schema: Mapping[str, Any] | None = None,
     kept: int = DEFAULT_KEPT,
+    insist: bool = False,
     history: Iterable[Event] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Event]:
     """Work on `task` until the model answers or the budget ends; yields events as they happen.
 
     The model sees the `kept` tools that fit the task best. With a `schema` the answer is a JSON value, too, that fits
-    it. `history` are the events of the same run before it was interrupted. Closing the iterator cancels what is
-    running. Errors of `generate` reach the caller; errors of tools are told to the model.
+    it. With `insist` a small model that answered from nothing is asked again. `history` are the events of the same run
+    before it was interrupted. Closing the iterator cancels what is running. Errors of `generate` reach the caller;
+    errors of tools are told to the model.
     """
-    run = _Run(task, generate, call_tool, tools, budget, instructions, schema, kept, clock)
+    run = _Run(task, generate, call_tool, tools, budget, instructions, schema, kept, insist, clock)
     said = run.said
     for event in history:
         said.apply(event)
@@ -108,7 +104,7 @@ async def run_agent(
             async with aclosing(run.ask()) as pieces:
                 async for piece in pieces:
                     yield piece
-            if said.calls or said.must_call:
+            if said.calls or said.asks_again:
                 continue
             if schema is not None and said.is_shaping and not run.is_shaped:
                 run.is_shaped = True
@@ -135,6 +131,7 @@ class _Run:
         instructions: str,
         schema: Mapping[str, Any] | None,
         kept: int,
+        insist: bool,
         clock: Callable[[], float],
     ) -> None:
         self._generate = generate
@@ -146,7 +143,8 @@ class _Run:
         self._tools = [compact(tool, task if len(tools) > kept else None) for tool in narrow(task, tools, kept)]
         self._names = {str(tool["function"]["name"]) for tool in tools}
         names = [tool["function"]["name"] for tool in self._tools]
-        self.said = Conversation(task, instructions, names, schema is not None)
+        insists = insist and fits(task, tools)
+        self.said = Conversation(task, instructions, names, has_schema=schema is not None, insists=insists)
         self.is_shaped = False
 
     def note(self, event: Event) -> Event:

@@ -5,6 +5,7 @@ Knows no model and no tool: applying the same events gives the same messages, so
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,7 +28,16 @@ READ_CHARS: Final = 3_500
 class Conversation:
     """The messages and counts of one run; changed by `apply` alone."""
 
-    def __init__(self, task: str, instructions: str, tool_names: Sequence[str], has_schema: bool = False) -> None:
+    def __init__(
+        self,
+        task: str,
+        instructions: str,
+        tool_names: Sequence[str],
+        *,
+        has_schema: bool = False,
+        insists: bool = False,
+    ) -> None:
+        """`insists` has the model try again where it answers without a call, or with nothing of what calls returned."""
         self.task = task
         self.steps = self.n_calls = self.n_tokens = self.n_repeated = self.n_fruitless = 0
         self.done: set[tuple[str, str]] = set()
@@ -42,6 +52,8 @@ class Conversation:
         """Whether the last turn was a call gone wrong, to be tried once more."""
         self.is_closing = False
         """Whether calls have stopped leading anywhere: the model is asked to answer from what it has."""
+        self.asks_again = False
+        """Whether the last turn was no answer after all, so that the model is asked once more."""
         self.is_shaping = False
         """Whether the answer is there and only its JSON form is wanted."""
         self.is_trimmed = False
@@ -49,6 +61,7 @@ class Conversation:
         self._names = tool_names
         self._has_schema = has_schema
         self._has_retried = False
+        self._insists = insists
         self._results: list[tuple[str, str]] = []
         self._told: dict[str, str] = {}
         self._turn: tuple[dict[str, Any], ...] = ()
@@ -79,11 +92,13 @@ class Conversation:
 
     def _turned(self, turn: Turned) -> None:
         self.n_tokens += turn.tokens
-        self.must_call = False
+        self.must_call = self.asks_again = False
         self.answer = "" if turn.calls else turn.text.strip()
         if not turn.calls:
             if self._may_retry(turn.text):
-                self._has_retried = self.must_call = True
+                self._has_retried = self.must_call = self.asks_again = True
+            elif self._insists and self._ignores_results():
+                self._insists, self.is_closing, self.asks_again = False, True, True
             elif self._has_schema and self.answer and not self.is_shaping:
                 self.is_shaping = True
             return
@@ -97,9 +112,19 @@ class Conversation:
         })  # fmt: skip
 
     def _may_retry(self, text: str) -> bool:
-        looks_like_call = not text.strip() or ("{" in text and any(name in text for name in self._names))
+        """Whether this is a call gone wrong, or an answer from nothing."""
+        named = any(name in text for name in self._names) or ('"name"' in text and '"arguments"' in text)
+        looks_like_call = not text.strip() or ("{" in text and named)
         may = not (self.is_closing or self.is_shaping or self._has_retried)
-        return may and looks_like_call and bool(self._names)
+        return may and (looks_like_call or (self._insists and not self.n_calls)) and bool(self._names)
+
+    def _ignores_results(self) -> bool:
+        """Whether the answer has no word or number that only the results could have told."""
+        if self.is_closing or self.is_shaping:
+            return False
+        known = _words(self.task)
+        told = {word for _, text in self._results for word in _words(text)} - known
+        return bool(told) and told.isdisjoint(_words(self.answer))
 
     def _returned(self, event: ToolReturned) -> None:
         text = event.text
@@ -194,6 +219,11 @@ READ_RESULT_TOOL: Final[Mapping[str, Any]] = {
         },
     },
 }
+
+
+def _words(text: str) -> set[str]:
+    """Numbers, and words of four letters and more."""
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) >= 4 or word.isdigit()}
 
 
 def key_of(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

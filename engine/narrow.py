@@ -15,6 +15,7 @@ _NAME_WEIGHT: Final = 3
 _MISSING: Final = 0.5  # for each kind of value a tool cannot do without and the task does not name
 _MATCHED: Final = 1.3  # for each that it does name
 _UNUSED: Final = 0.7  # for each kind of value the task names and the tool does not take
+_FITTING: Final = 1.0  # the least score of a tool that a task is about; small talk has none
 _MAX_DESCRIPTION: Final = 160  # characters
 _MAX_SCHEMA_DEPTH: Final = 12
 _COSTLY: Final = frozenset({"$schema", "title", "additionalProperties", "default", "examples"})
@@ -35,7 +36,7 @@ _SYNONYMS: Final = (
     ("create", "make", "new", "remember"),
     ("delete", "remove", "erase"),
     ("search", "find", "look"),
-    ("read", "open", "view", "print", "content"),
+    ("read", "open", "view", "print", "content", "say"),
     ("write", "save", "store", "put"),
     ("move", "rename"),
     ("memory", "remember", "recall", "know", "knowledge"),
@@ -74,6 +75,14 @@ def narrow(task: str, tools: Sequence[Mapping[str, Any]], kept: int = DEFAULT_KE
     turns = [_turn(functions, index) if not any(scores) else 0 for index in range(len(tools))]
     order = sorted(range(len(tools)), key=lambda index: (-scores[index], turns[index], index))
     return [tools[index] for index in order[:kept]]
+
+
+def fits(task: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the words of `task` point to one of the tools at all."""
+    functions = [tool.get("function", tool) for tool in tools]
+    words = _task_words(task)
+    scores = _bm25(words, [_tool_words(function) for function in functions]) if functions else []
+    return any(score * _fit(words, function) >= _FITTING for score, function in zip(scores, functions, strict=True))
 
 
 def _fit(words: Counter[str], function: Mapping[str, Any]) -> float:

@@ -42,6 +42,8 @@ class Header(msgspec.Struct, frozen=True):
     agent: str = ""
     """The definition it was made from, if any."""
     approve: str = "policy"
+    insist: bool = False
+    """Whether the model is small and is told to look where it answered from nothing."""
 
 
 class _Line(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
+from engine import ModelStore
 from engine.agent import INSTRUCTIONS, Budget, CallTool, GenerateChunks, ToolOutcome, run_agent
 from engine.conversation import key_of
 from engine.definition import selects
@@ -21,6 +22,8 @@ Approve = Literal["ask", "policy", "never"]
 nothing are called."""
 Ask = Callable[[str, Mapping[str, Any]], Awaitable[bool]]
 Tool = dict[str, Any]
+SMALL_BYTES: Final = 800_000_000
+"""Weights of about a billion parameters, quantized."""
 NOT_RECORDED: Final = "The record has no such call, so its result is not known."
 REFUSED: Final = "The user did not agree to this call. Do not try it again; go on without it, or say what is missing."
 READ_ONLY: Final = "This call could change something and nobody is there to agree to it. Go on without it."
@@ -90,6 +93,11 @@ def through_gateway(
     return call_tool
 
 
+def is_small(store: ModelStore, ref: str) -> bool:
+    """Whether a stored model is so small that it often answers without looking."""
+    return any(model.ref == ref and model.size_bytes < SMALL_BYTES for model in store.list())
+
+
 class Recorded:
     """The tools of a run that is over: each call gives what it gave then."""
 
@@ -134,6 +142,7 @@ async def carry_out(
         budget=Budget(**header.budget),
         instructions=header.instructions or INSTRUCTIONS,
         schema=header.schema,
+        insist=header.insist,
         history=history,
     )
     async with aclosing(steps):

@@ -22,7 +22,7 @@ from engine.definition import Spending, selects
 from engine.events import Answered, StepStarted, Stopped, ToolCalled, ToolReturned
 from engine.transcript import Header, Transcript, new_id
 from gateway import errors
-from gateway.agentrun import Tool, carry_out, function_of, outcome_of
+from gateway.agentrun import Tool, carry_out, function_of, is_small, outcome_of
 from gateway.bridge import InputRequired
 from gateway.caller import Caller
 from gateway.chatstream import RemoteModel
@@ -130,6 +130,7 @@ class Delegate:
             functions=[function_of(tool) for tool in tools],
             schema=order.schema,
             agent="delegate",
+            insist=is_small(self._models.store, self._settings.model),
         )
 
         async def call_tool(name: str, arguments: dict[str, Any]) -> ToolOutcome:

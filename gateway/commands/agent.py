@@ -37,7 +37,7 @@ from engine.events import (
 )
 from engine.transcript import Header, Record, Transcript, load, load_all, new_id
 from gateway import errors
-from gateway.agentrun import Approve, Recorded, carry_out, function_of, selected, through_gateway
+from gateway.agentrun import Approve, Recorded, carry_out, function_of, is_small, selected, through_gateway
 from gateway.chatstream import RemoteModel
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, run, settings, shown
@@ -225,6 +225,7 @@ async def _begin(wanted: Settings, header: Header, profile: str | None, key_env:
     async with _generator(wanted, header.model, key_env, profile) as (client, generate):
         tools = selected(await client.list_tools(), header.tools)
         header = msgspec.structs.replace(header, functions=[function_of(tool) for tool in tools])
+        header = msgspec.structs.replace(header, insist=is_small(ModelStore(wanted.cache_dir / "models"), header.model))
         if not as_json:
             err.print(f"{header.model}, {len(tools)} tools at {client.running.url}, run {header.run}", style="dim")
         call_tool = through_gateway(client.call_tool, tools, _approve(header), _ask)

@@ -439,3 +439,43 @@ async def test_trimmed_text_keeps_both_ends() -> None:
     assert trimmed.endswith("zzz")
     assert "1900 characters left out" in trimmed
     assert trim("short", 100) == "short"
+
+
+# -- small models that answer from nothing -----------------------------------------------------------
+
+
+async def insisting(model: ScriptedModel, task: str = "Use alpha.", **options: Any) -> list[Event]:
+    tools = [tool("alpha"), tool("beta")]
+    agent = run_agent(task, generate=model.generate, call_tool=echo, tools=tools, insist=True, **options)
+    return [event async for event in agent]
+
+
+async def test_answer_without_a_call_is_asked_for_once_more_with_a_call_required() -> None:
+    model = ScriptedModel("I guess it is five.", [("alpha", {"n": 5})], "alpha says 5.")
+    events = await insisting(model)
+    assert [request.get("tool_choice") for request in model.requests] == ["auto", "required", "auto"]
+    assert events[-2] == Answered("alpha says 5.")
+    stubborn = ScriptedModel("I guess it is five.")
+    assert (await insisting(stubborn))[-2] == Answered("I guess it is five.")
+    assert len(stubborn.requests) == 2
+
+
+async def test_small_talk_is_answered_without_a_call() -> None:
+    model = ScriptedModel("Hello!")
+    assert (await insisting(model, "Good morning!"))[-2] == Answered("Hello!")
+    assert len(model.requests) == 1
+
+
+async def test_answer_with_nothing_of_the_results_is_asked_for_once_more_from_the_results_alone() -> None:
+    model = ScriptedModel([("alpha", {"n": 5})], "You can use the function.", "alpha says 5.")
+    events = await insisting(model)
+    assert "tools" not in model.requests[2]
+    assert "{'n': 5}" in model.requests[2]["messages"][1]["content"]
+    assert events[-2] == Answered("alpha says 5.")
+
+
+async def test_call_of_an_invented_function_as_text_is_tried_again() -> None:
+    model = ScriptedModel('```json\n{"name": "gamma", "arguments": {}}\n```', [("alpha", {})], "Done.")
+    events = await run(model)
+    assert [request.get("tool_choice") for request in model.requests] == ["auto", "required", "auto"]
+    assert events[-2] == Answered("Done.")
