@@ -40,6 +40,7 @@ bench-containers: ## Measure how servers in containers start, answer and are lis
 bench-engine: ## Measure the model engine beside llama-server of the same llama.cpp (builds that first: minutes)
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.engine "$$(.ci/llama-server)" $(ARGS)
+
 bench-faults: ## Measure calls of one server while another one fails
 	@.ci/bootstrap --dev
 	@.ci/engine

@@ -33,6 +33,8 @@ MODERN_META: Final = msgspec.json.encode(
 TIME_TOOL: Final = "get_current_time"
 TIME_ANSWER: Final = '{\n  "timezone": "Asia/Tokyo",'
 """How the time server's answer begins; the rest is the time."""
+HELLO: Final = "hello"
+"""What the smallest server answers, always."""
 INITIALIZED: Final = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
@@ -71,7 +73,7 @@ def params(tool: bytes, id: int, era: Era = "legacy") -> bytes:
 
 
 def check(message: bytes, reply_prefix: str) -> int:
-    """The id that the message answers. `reply_prefix` is what comes before the text echoed, or `TIME_ANSWER`.
+    """The id that the message answers. `reply_prefix` comes before an echoed text, or is `TIME_ANSWER` or `HELLO`.
 
     Raises:
         WrongAnswer: it is no answer to that call.
@@ -98,6 +100,7 @@ def check_result(result: bytes, id: int, reply_prefix: str) -> None:
 
 def _check(result: _Result, id: int, reply_prefix: str) -> None:
     text = result.content[0].text
-    right = text.startswith(TIME_ANSWER) if reply_prefix == TIME_ANSWER else text == f"{reply_prefix}call {id}"
+    is_fixed = reply_prefix in (TIME_ANSWER, HELLO)
+    right = text.startswith(reply_prefix) if is_fixed else text == f"{reply_prefix}call {id}"
     if result.isError or not right:
         raise WrongAnswer(f"{text[:300]!r} to call {id}")

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,16 +23,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
 import docker
 import msgspec
+import uvloop
 from msgspec import Raw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.answers import HELLO
+from benchmarks.embedded import DoorCallers
+from benchmarks.line_callers import AttachedCallers
+from benchmarks.load import Callers, Order, take
 from benchmarks.twins import Engine, Twin
 from catalog import Entry
 from gateway.caller import Caller
@@ -56,7 +60,8 @@ MESSAGES: Final = (
     b'"clientInfo":{"name":"bench","version":"1"}}}\n',
     b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"hello","arguments":{}}}\n',
 )
-HELLO: Final = {"name": Raw(b'"hello"'), "arguments": Raw(b"{}")}
+ASKED: Final = {"name": Raw(b'"hello"'), "arguments": Raw(b"{}")}
+WARM: Final = "warm call at the door, p50"
 AT_ONCE: Final = 50
 ENTRIES: Final = 300
 MIB: Final = 1024 * 1024
@@ -127,52 +132,40 @@ def docker_run(image: str) -> float:
 
 async def cold_start(pool: Pool, image: str, rounds: int) -> Figure:
     ours, floor = [], []
-    await (await pool.connection("s0")).request("tools/call", dict(HELLO))  # the listing is recorded
+    await (await pool.connection("s0")).request("tools/call", dict(ASKED))  # the listing is recorded
     for _ in range(rounds):
         await stopped(pool)
         floor.append(await asyncio.to_thread(docker_run, image))
         began = time.perf_counter()
-        await (await pool.connection("s0")).request("tools/call", dict(HELLO))
+        await (await pool.connection("s0")).request("tools/call", dict(ASKED))
         ours.append(time.perf_counter() - began)
     ours_ms, floor_ms = 1000 * median(ours), 1000 * median(floor)
     return Figure("cold start to first answer", "ms", ours_ms, floor_ms, "docker run, same image")
 
 
-def attach_p50(engine: Engine, original: dict[str, Any], calls: int) -> float:
-    """Milliseconds of a call over the attach socket of a container made like the gateway's, by blocking reads."""
-    with Twin(engine, original) as twin, socket.socket(socket.AF_UNIX) as raw:
-        raw.connect(engine.path)
-        target = f"/containers/{twin.id}/attach?stream=1&stdin=1&stdout=1"
-        upgrade = "Host: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
-        raw.sendall(f"POST {target} HTTP/1.1\r\n{upgrade}".encode())
-        with raw.makefile("rb") as answers:
-            while answers.readline() not in (b"\r\n", b""):
-                pass
-
-            def ask(message: bytes) -> float:
-                began = time.perf_counter()
-                raw.sendall(message)
-                answers.read(int.from_bytes(answers.read(8)[4:], "big"))
-                return time.perf_counter() - began
-
-            ask(MESSAGES[0])
-            return 1000 * median(ask(MESSAGES[1]) for _ in range(calls))
-
-
-async def warm_call(pool: Pool, run: Run, calls: int) -> Figure:
-    engine = Engine(urlsplit(engine_url()).path)
-    upstream = await pool.connection("s0")
-    ours, floor = [], []
-    for _ in range(5):
-        floor.append(await asyncio.to_thread(attach_p50, engine, engine.of_gateway(run.gateway, "s0"), calls))
-        took = []
-        for _ in range(calls):
-            began = time.perf_counter()
-            await (await pool.connection("s0")).request("tools/call", dict(HELLO))
-            took.append(time.perf_counter() - began)
-        ours.append(1000 * median(took))
-    assert upstream is await pool.connection("s0")
-    return Figure("warm call, p50", "ms", median(ours), median(floor), "raw attach, blocking")
+async def warm_call(folder: Path, image: str, rounds: int) -> Figure:
+    """At the gateway's door against a plain asyncio client of the attach stream, in turns and on one event loop."""
+    order = Order("hello", HELLO, seconds=0.2, warm_up_s=0.05)
+    async with Gateway(
+        settings_of(folder, "warm", write_catalog(folder / "warm.yaml", {"s0": {"image": image}}))
+    ) as it:
+        await it.door.learn(["s0"])
+        engine = Engine(urlsplit(engine_url()).path)
+        original = await asyncio.to_thread(engine.of_gateway, it.run.gateway, "s0")
+        with Twin(engine, original) as twin:
+            bare = AttachedCallers(engine.path, twin.id, order.tool, HELLO, 1)
+            await bare.open()
+            door = DoorCallers(it, msgspec.structs.replace(order, tool="s0__hello", door=True))
+            pairs = []
+            for number in range(2 * rounds):
+                ways: tuple[Callers, ...] = (bare, door) if number % 2 else (door, bare)
+                samples = {one: await take(order, one) for one in ways}
+                pairs.append((samples[bare].p50_ms, samples[door].p50_ms))
+            await door.close()
+            await bare.close()
+    # As in relay.py: what disturbs the machine for longer than a round disturbs both sides alike.
+    floor_ms, ratio = median(floor for floor, _ in pairs), median(ours / floor for floor, ours in pairs)
+    return Figure(WARM, "ms", ratio * floor_ms, floor_ms, "bare attach stream, asyncio")
 
 
 def created_and_started(image: str) -> float:
@@ -211,12 +204,9 @@ async def many_at_once(pool: Pool, image: str) -> list[Figure]:
     ]
 
 
-async def many_entries(folder: Path, listing: Listing, rounds: int) -> list[Figure]:
-    """Start-up and listing with many entries, all known, and no container."""
-    servers = {f"s{number}": {"image": "lockgate.local/none:1"} for number in range(ENTRIES)}
-    catalog = write_catalog(folder / "many.yaml", servers)
-    settings = Settings(
-        state_dir=folder / "many",
+def settings_of(folder: Path, name: str, catalog: Path) -> Settings:
+    return Settings(
+        state_dir=folder / name,
         cache_dir=folder / "cache",
         catalog=catalog,
         profile="all",
@@ -224,6 +214,13 @@ async def many_entries(folder: Path, listing: Listing, rounds: int) -> list[Figu
         docker_host=engine_url(),
         runtime="docker",
     )
+
+
+async def many_entries(folder: Path, listing: Listing, rounds: int) -> list[Figure]:
+    """Start-up and listing with many entries, all known, and no container."""
+    servers = {f"s{number}": {"image": "lockgate.local/none:1"} for number in range(ENTRIES)}
+    catalog = write_catalog(folder / "many.yaml", servers)
+    settings = settings_of(folder, "many", catalog)
     async with Gateway(settings) as gateway:
         store = ListingStore(settings.state_dir / "listings")
         for server in gateway.pool.servers.values():
@@ -253,7 +250,7 @@ async def many_entries(folder: Path, listing: Listing, rounds: int) -> list[Figu
 
 
 async def measured(quick: bool) -> list[Figure]:
-    rounds, calls = (3, 300) if quick else (9, 2000)
+    rounds = 3 if quick else 9
     folder = Path(tempfile.mkdtemp(prefix="lockgate-bench-"))
     api = docker.APIClient(engine_url(), timeout=120)
     name = f"lockgate.local/bench-{os.getpid()}"
@@ -262,7 +259,7 @@ async def measured(quick: bool) -> list[Figure]:
         image = f"{name}:1"
         with Run(folder / "state") as run:
             async with pool_of(folder, run, [tiny(image, "s0")]) as pool:
-                figures = [await cold_start(pool, image, rounds), await warm_call(pool, run, calls)]
+                figures = [await cold_start(pool, image, rounds), await warm_call(folder, image, rounds)]
                 listing = pool.listing("s0")
             async with pool_of(folder, run, [tiny(image, f"s{number}") for number in range(AT_ONCE)]) as pool:
                 figures += await many_at_once(pool, image)
@@ -278,7 +275,8 @@ async def measured(quick: bool) -> list[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, coarser")
-    figures = asyncio.run(measured(parser.parse_args().quick))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        figures = runner.run(measured(parser.parse_args().quick))
     machine = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "python": platform.python_version()}
     RESULTS.parent.mkdir(exist_ok=True)
     content = {"machine": machine, "figures": [figure._asdict() for figure in figures]}
@@ -287,6 +285,8 @@ def main() -> None:
         floor = f"{one.floor:10.2f}" if one.floor is not None else f"{'-':>10}"
         ratio = f"{one.measured / one.floor:6.2f} x" if one.floor else f"{'-':>8}"
         print(f"{one.what:40} {one.measured:10.2f} {one.unit:4} floor {floor} {ratio}  ({one.floor_is})")
+    (warm,) = (one.measured / one.floor for one in figures if one.what == WARM and one.floor)
+    print(f"attach: tiny_door={warm:.2f}")
 
 
 if __name__ == "__main__":
