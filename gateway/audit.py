@@ -1,20 +1,34 @@
-"""The audit file: one JSON line for each call that passed the door, written before its answer is given.
+"""The audit file: a JSON line for each call before it is sent to its server, and one before its answer is given.
 
 Knows what is recorded; never arguments or results themselves, only the arguments' digest."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+import anyio
 import msgspec
+from anyio import to_thread
 
+from gateway import auditchain, auditlog
+from gateway.auditchain import Checkpoint, Key
+from gateway.auditlog import CHECKPOINTS, KEY
 from gateway.wire import envelope
 
+_log: Final = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 64 << 20
+CHECKPOINT_RECORDS: Final = 1000
+CHECKPOINT_S: Final = 10.0
+PREFIX: Final = 16
+"""Hexadecimal digits of a digest that are recorded: 64 bits."""
 ID_BYTES: Final = 8
 IDS_AT_ONCE: Final = 512
 
@@ -42,9 +56,36 @@ class Record(msgspec.Struct, gc=False):
     policy: str = ""
     """The generation of the policies that decided."""
     policies: tuple[str, ...] = ()
+    entry_digest: str = ""
+    """Of the entry that ran, with its image or package; a SHA-256 prefix."""
+    tool_digest: str = ""
+    """Of the tool's definition as its server listed it; a SHA-256 prefix."""
     outcome: Outcome = "cancelled"
     detail: str = ""
     ms: float = 0.0
+    bytes: int = 0
+    """Of the answer."""
+
+    def start(self) -> Start:
+        return Start(
+            self.call, self.at, self.principal, self.client, self.profile, self.method, self.server, self.item,
+            self.arguments,
+        )  # fmt: skip
+
+
+class Start(msgspec.Struct, gc=False):
+    """A call that is about to be sent to its server. The record of its end has the same `call`."""
+
+    call: str
+    at: float
+    principal: str
+    client: str
+    profile: str
+    method: str
+    server: str
+    item: str
+    arguments: str
+    event: Literal["start"] = "start"
 
 
 def egress_denied(call: str, server: str, where: str, detail: str, instance: str = "") -> Record:
@@ -76,13 +117,23 @@ class AuditUnwritable(Exception):
 
 
 class Audit:
-    """Appends records to one file. The descriptor is held; each record is a single `write` of one line."""
+    """Appends records to one file, each chained to the one before it by a single `write` of one line; signs where the
+    chain is every `CHECKPOINT_RECORDS`, every `CHECKPOINT_S` and at the end.
 
-    def __init__(self, path: Path, clean: Callable[[bytes], bytes] = bytes) -> None:
+    A file over `MAX_BYTES` is put aside, and the chain goes on in a new one. This process alone writes here.
+    """
+
+    def __init__(self, path: Path, clean: Callable[[bytes], bytes] = bytes, *, max_bytes: int = MAX_BYTES) -> None:
         """`clean` takes secrets out of what callers wrote."""
         self._path = path
         self._clean = clean
+        self._max_bytes = max_bytes
         self._fd = -1
+        self._size = 0
+        self._seq = 0
+        self._chain = auditchain.FIRST
+        self._signed = 0
+        self._key: Key | None = None
 
     def open(self) -> None:
         """
@@ -90,16 +141,19 @@ class Audit:
             OSError: the file cannot be made or opened.
         """
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._go_on()
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._fd).st_size
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | Start) -> None:
         """
         Raises:
             AuditUnwritable: disk full, file closed, or any other failure.
         """
-        line = envelope.encode(record) + b"\n"
-        if record.outcome != "ok" or record.method != "tools/call":  # else all names in it are the servers' own
-            line = self._clean(line)
+        body = envelope.encode(record)
+        if record.method != "tools/call" or (isinstance(record, Record) and record.outcome != "ok"):
+            body = self._clean(body)  # else all names in it are the servers' own
+        line, chain = auditchain.sealed(body, self._seq + 1, self._chain)
         try:
             written = os.write(self._fd, line)
             if written != len(line):
@@ -108,11 +162,92 @@ class Audit:
                 raise AuditUnwritable(f"{self._path}: only part of a record could be written; is the disk full?")
         except OSError as exc:
             raise AuditUnwritable(f"{self._path}: {exc.strerror}") from exc
+        self._seq += 1
+        self._chain = chain
+        self._size += written
+        if self._seq - self._signed >= CHECKPOINT_RECORDS:
+            self.checkpoint()
+        if self._size > self._max_bytes:
+            self._turn()
+
+    def checkpoint(self) -> None:
+        """Sign where the chain is, if it moved. If that cannot be written, it is tried again with a later record."""
+        if self._seq == self._signed:
+            return
+        try:
+            if self._key is None:
+                self._key = Key.load(self._path.with_name(KEY))
+            signed = self._key.sign(Checkpoint(self._seq, self._chain.decode(), now()))
+            fd = os.open(
+                self._path.with_name(CHECKPOINTS), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                line = envelope.encode(signed) + b"\n"
+                if (written := file.write(line)) != len(line):
+                    os.ftruncate(fd, os.fstat(fd).st_size - (written or 0))
+                    raise OSError(errno.ENOSPC, "only part of it could be written")
+        except (OSError, ValueError) as exc:
+            _log.error("no checkpoint of the audit file: %s", exc)
+            return
+        self._signed = self._seq
+
+    async def watch(self) -> None:
+        """Until cancelled: sign and put on disk what was written since the last time."""
+        while True:
+            await anyio.sleep(CHECKPOINT_S)
+            if self._seq != self._signed and self._fd >= 0:
+                self.checkpoint()
+                fd = os.dup(self._fd)
+                try:
+                    await to_thread.run_sync(os.fdatasync, fd)
+                except OSError as exc:
+                    _log.error("the audit file could not be put on disk: %s", exc)
+                finally:
+                    os.close(fd)
 
     def close(self) -> None:
         if self._fd >= 0:
+            self.checkpoint()
             os.close(self._fd)
             self._fd = -1
+
+    def _go_on(self) -> None:
+        """Find the end of the chain. A line that a crash left unfinished was never answered for, and is removed."""
+        end = auditlog.last_line(self._path) or auditlog.last_line(auditlog.put_aside(self._path))
+        if end is None:
+            return None
+        if not end.endswith(b"\n"):
+            _log.warning("%s: an unfinished record at its end is removed; its call was not answered", self._path)
+            os.truncate(self._path, self._path.stat().st_size - len(end))
+            return self._go_on()
+        found = auditchain.place(end)
+        if found is None:
+            self._path.rename(self._path.with_name(f"audit.unchained-{int(time.time())}.jsonl"))
+            _log.warning("%s: was written without a chain and is put aside", self._path)
+            return None
+        self._seq, self._chain = found
+        known = auditchain.last_checkpoint(self._path.with_name(CHECKPOINTS))
+        self._signed = min(known.seq, self._seq) if known is not None else 0
+        if known is not None and (
+            known.seq > self._seq or (known.seq == self._seq and known.chain.encode() != self._chain)
+        ):
+            _log.error(
+                "%s ends with record %d, but record %d was signed: it was cut short or changed; see: "
+                "lockgate audit verify", self._path, self._seq, known.seq
+            )  # fmt: skip
+        return None
+
+    def _turn(self) -> None:
+        """Go on in a new file."""
+        self.checkpoint()
+        try:
+            self._path.rename(auditlog.aside(self._path, self._seq))
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            _log.error("the audit file goes on growing, as no new one could be made: %s", exc)
+            return
+        os.close(self._fd)
+        self._fd, self._size = fd, 0
 
 
 def digest(arguments: bytes) -> str:
@@ -121,7 +256,7 @@ def digest(arguments: bytes) -> str:
         return ""
     begun = _sha256.copy()  # half the price of a new one
     begun.update(arguments)
-    return begun.hexdigest()[:16]
+    return begun.hexdigest()[:PREFIX]
 
 
 def _random_ids() -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""Reading the audit file: its records, oldest first, as they were written.
+"""Reading the audit file: its records, oldest first, as they were written, from all files that it was split into.
 
-Knows lines and files; what a record means is in audit.py.
+Knows lines and files; what a record means is in audit.py, how they hold together in auditchain.py.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,22 +13,64 @@ from typing import Any, Final
 import msgspec
 
 FILE: Final = "audit.jsonl"
+CHECKPOINTS: Final = "audit.checkpoints"
+KEY: Final = "audit.key"
+_CHUNK: Final = 65_536
+
+
+def aside(path: Path, seq: int) -> Path:
+    """The name of a file that is full, and ends with this record."""
+    return path.with_name(f"audit-{seq:018d}.jsonl")
+
+
+def files(state_dir: Path) -> list[Path]:
+    """Every file of the chain, oldest first."""
+    present = state_dir / FILE
+    return [*sorted(state_dir.glob("audit-[0-9]*.jsonl")), *([present] if present.exists() else [])]
+
+
+def put_aside(path: Path) -> Path:
+    """The newest file that is full; the present one if there is none."""
+    full = sorted(path.parent.glob("audit-[0-9]*.jsonl"))
+    return full[-1] if full else path
+
+
+def last_line(path: Path) -> bytes | None:
+    """The end of a file from its last line on, with or without a line break at its end; None without a line."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        at = file.seek(0, os.SEEK_END)
+        end = b""
+        while at > 0:
+            step = min(_CHUNK, at)
+            at -= step
+            file.seek(at)
+            end = file.read(step) + end
+            cut = end.rfind(b"\n", 0, len(end) - 1)
+            if cut >= 0:
+                return end[cut + 1 :]
+        return end or None
 
 
 def records(state_dir: Path) -> Iterator[dict[str, Any]]:
     """Every record; a line that is none, such as one that is just being written, is passed over."""
-    try:
-        file = (state_dir / FILE).open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            try:
-                record = msgspec.json.decode(line)
-            except msgspec.DecodeError:
-                continue
-            if isinstance(record, dict):
-                yield record
+    for path in files(state_dir):
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    record = msgspec.json.decode(line)
+                except msgspec.DecodeError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+
+def ends(state_dir: Path) -> Iterator[dict[str, Any]]:
+    """What came of each call, and what else happened; a call that has only begun is not among them."""
+    return (record for record in records(state_dir) if "event" not in record)
 
 
 def find(state_dir: Path, call: str) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from gateway import __version__, errors
 from gateway.commands import (
     agent,
     artifact,
+    audit,
     catalog,
     check,
     client,
@@ -62,6 +63,7 @@ catalog.app.command("export")(exchange.export)
 catalog.app.command("rules")(rules.rules)
 catalog.app.command("push")(artifact.push_catalog)
 catalog.app.command("pull")(artifact.pull_catalog)
+app.add_typer(audit.app, name="audit", help="See, search, verify and export what was recorded.")
 app.add_typer(policy.app, name="policy", help="See, check, compare and explain policies.")
 app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 

@@ -130,6 +130,8 @@ class Door:
                 # Refused before its answers were passed on: its tool is gone, or not allowed any more.
                 self._withdraw(resume.continuation)
             record.ms = round((time.perf_counter() - started) * 1000, 3)
+            if isinstance(outcome, Reply):
+                record.bytes = len(outcome.result or outcome.error or b"")
             try:
                 self._audit.write(record)
             except AuditUnwritable:
@@ -195,7 +197,7 @@ class Door:
                     upstream, resume.continuation, resume.answers, caller, members, notify, ticket
                 )
                 return self._finished(view, target, method, outcome, record, ticket)
-            call = await self._begin(upstream, method, members, caller, resume)
+            call = await self._begin(upstream, method, members, caller, resume, record)
         early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
         outcome = await self._follow(upstream, call, notify, ticket, early, caller)
         if isinstance(outcome, Reply) and outcome.result is not None and tasks.is_task(outcome.result):
@@ -291,7 +293,7 @@ class Door:
         if server is None:
             raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
         upstream = await self.connect(caller, server)
-        call = await self._begin(upstream, method, envelope.fields(params), caller, None)
+        call = await self._begin(upstream, method, envelope.fields(params), caller, None, record)
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
@@ -445,14 +447,19 @@ class Door:
         await self._follower.aclose()
 
     async def _begin(
-        self, upstream: Upstream, method: str, members: Fields, caller: Caller, resume: Resume | None
+        self, upstream: Upstream, method: str, members: Fields, caller: Caller, resume: Resume | None, record: Record
     ) -> Call:
+        """Send a request. What cannot be recorded is not sent."""
         if resume is not None:
             members["inputResponses"] = envelope.raw(resume.answers)
             if isinstance(resume.continuation, Retry) and resume.continuation.state is not None:
                 members["requestState"] = resume.continuation.state
+        known = self.pool.listing(upstream.server)
+        if known is not None:
+            record.entry_digest, record.tool_digest = known.digest[: audit.PREFIX], known.tool_digest(record.item)
         calling.set(caller)
         try:
+            self._audit.write(record.start())
             return await upstream.start(method, members, caller=caller.facts)
         except BaseException:
             self.pool.free(upstream)

@@ -189,6 +189,7 @@ class Gateway:
             self.door.serve(self.pool)
             self.vault.watchers.append(self._secrets_changed)
             tasks.start_soon(self.catalog_watch.watch)
+            tasks.start_soon(self.audit.watch)
             tasks.start_soon(self.engine.watch)
             tasks.start_soon(watch_leftovers, self.run, state, self.settings.cache_dir)
             if not self.database.is_sqlite:

@@ -4,6 +4,7 @@ Knows files and raw items; not who may see them nor under which names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +63,23 @@ class Listing(msgspec.Struct, frozen=True, dict=True):
         found = self._facts.get((tool, categories))
         if found is None:
             raw = self._raw_tools.get(tool)
-            found = self._facts[tool, categories] = _facts(raw, categories) if raw else Facts(categories)
+            if raw is None:
+                return Facts(categories)
+            found = self._facts[tool, categories] = _facts(raw, categories)
+        return found
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
+
+    def tool_digest(self, tool: str) -> str:
+        """A short fingerprint of a tool's definition; empty if it is not listed."""
+        found = self._digests.get(tool)
+        if found is None:
+            raw = self._raw_tools.get(tool)
+            if raw is None:
+                return ""
+            found = self._digests[tool] = hashlib.sha256(raw).hexdigest()[:16]
         return found
 
     def differs(self, before: Listing | None) -> set[str]:

@@ -19,6 +19,7 @@ IMPORTERS = {
     "uvicorn": {"gateway/serving.py", "gateway/onewrite.py"},
     "cedarpy": {"policies/cedar.py", "policies/rule.py"},
     "cryptography": {
+        "gateway/auditchain.py",
         "gateway/bridge.py",
         "gateway/images/signatures.py",
         "gateway/images/signing.py",

@@ -23,6 +23,8 @@ import docker
 import pytest
 from docker.errors import DockerException, NotFound
 
+from gateway import auditlog
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
@@ -231,7 +233,7 @@ class RunningGateway:
         return [found for found in self.containers() if found.labels["lockgate.server"] == server]
 
     def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.state / "audit.jsonl").read_text().splitlines()]
+        return list(auditlog.ends(self.state))
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         return self._request("GET", path, headers or {})

@@ -2,7 +2,6 @@
 
 Knows how to start and end it; what is asked of it is the test's."""
 
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from gateway import auditlog
 from gateway.app import loopback_principal
 from gateway.serving import Service, served
 from policies import Principal
@@ -41,9 +41,8 @@ class Place:
         return await Session.open(self.url, path, **options)
 
     def audit(self) -> list[dict[str, Any]]:
-        """The audit file's records so far."""
-        text = (self.gateway.settings.state_dir / "audit.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        """What the audit file says of calls that are over, and of other things."""
+        return list(auditlog.ends(self.gateway.settings.state_dir))
 
     def log(self, server: str) -> list[str]:
         return [line.text for line in self.gateway.pool.servers[server].log.lines()]

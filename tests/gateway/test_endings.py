@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from catalog import Entry
+from gateway import auditlog
 from gateway.runtimes import Runtime
 from gateway.serverlog import ServerLog
 from gateway.upstream import Upstream
@@ -144,9 +145,9 @@ async def settle(inside: Inside, upstream: Upstream, call: "asyncio.Task[Any]") 
 
 
 def last_records(gateway: LocalGateway, number: int) -> list[str]:
-    lines = (gateway.settings.state_dir / "audit.jsonl").read_text().splitlines()
-    assert len(lines) == number
-    return [json.loads(line)["outcome"] for line in lines]
+    ends = [record["outcome"] for record in auditlog.ends(gateway.settings.state_dir)]
+    assert len(ends) == number
+    return ends
 
 
 async def nothing(message: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from gateway import auditlog
 from gateway.cli import app
 from gateway.errors import PoliciesUnusable, SettingsError
 from tests.gateway.running import running
@@ -166,8 +167,7 @@ async def test_diff_that_only_takes_away_ends_well() -> None:
 
 
 async def test_explain_shows_the_policies_that_decided_a_call(place: Path) -> None:
-    lines = [json.loads(line) for line in (place / "state" / "audit.jsonl").read_text().splitlines()]
-    calls = [record for record in lines if record["method"] == "tools/call"]
+    calls = [record for record in auditlog.ends(place / "state") if record["method"] == "tools/call"]
     allowed, denied = calls[0]["call"], calls[-1]["call"]
     found = answer("explain", allowed)
     assert found["unchanged"]

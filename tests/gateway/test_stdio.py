@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
+from gateway import auditlog
 from gateway.commands import stdio as command
 from gateway.descriptors import keep_only
 from gateway.gateway import StateInUse, lock_state, release_state
@@ -141,8 +142,7 @@ async def test_without_a_running_gateway_it_is_one(tmp_path: Path) -> None:
         assert json.loads(await program.call("far__echo", {"text": "a\nb\r\u2028é"})) == {"text": "a\nb\r\u2028é"}
         assert await program.end() == 0
         assert [request.method for request in server.requests][-1] == "DELETE"
-        records = (tmp_path / "state" / "audit.jsonl").read_text().splitlines()
-        assert [json.loads(record)["outcome"] for record in records] == ["ok"]
+        assert [record["outcome"] for record in auditlog.ends(tmp_path / "state")] == ["ok"]
 
 
 async def test_calls_run_side_by_side_and_progress_cancelling_and_changes_come_through(tmp_path: Path) -> None:
@@ -197,16 +197,15 @@ async def test_open_calls_are_withdrawn_when_stdin_ends(tmp_path: Path) -> None:
         await until(lambda: server.behaviour.held, "the call is on its way")
         assert await program.end() == 0
         assert server.rpc("notifications/cancelled")
-        (record,) = (tmp_path / "state" / "audit.jsonl").read_text().splitlines()
-        assert json.loads(record)["outcome"] == "cancelled"
+        (record,) = auditlog.ends(tmp_path / "state")
+        assert record["outcome"] == "cancelled"
 
 
 async def test_a_large_answer_is_written_whole_though_stdin_has_ended_and_the_client_reads_late(tmp_path: Path) -> None:
     async with alone(tmp_path) as (program, _):
         await program.hello()
         program.send("tools/call", {"name": "far__big", "arguments": {"bytes": 8_000_000}}, 5)
-        audit = tmp_path / "state" / "audit.jsonl"
-        await until(audit.read_bytes, "the call is over")
+        await until(lambda: list(auditlog.ends(tmp_path / "state")), "the call is over")
         assert program.process.stdin is not None
         program.process.stdin.close()
         assert len((await program.answer(5))["result"]["content"][0]["text"]) == 8_000_000
