@@ -99,9 +99,10 @@ class Http:
             writer.write(data)
             with anyio.fail_after(DEADLINE_S):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {
-                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)
-            }
+            headers: dict[str, str] = {}
+            for name, _, value in (line.partition(":") for line in head[1:] if line):
+                earlier = headers.get("set-cookie", "") if name.lower() == "set-cookie" else ""
+                headers[name.lower()] = f"{earlier}\n{value.strip()}".strip()
             yield Stream(reader, int(head[0].split(" ")[1]), headers)
         finally:
             writer.close()

@@ -33,11 +33,11 @@ class Browser:
         return raw
 
     def _keep(self, line: str) -> None:
-        if line:
-            self.set_cookies.append(line)
-            name, _, value = line.partition(";")[0].partition("=")
+        for one in line.splitlines():
+            self.set_cookies.append(one)
+            name, _, value = one.partition(";")[0].partition("=")
             self.cookies[name] = value.strip('"')
-            if "Max-Age=0" in line:
+            if "max-age=0" in one.lower() or "expires=thu, 01 jan 1970" in one.lower():
                 del self.cookies[name]
 
     async def get(self, target: str) -> Response:

@@ -16,7 +16,7 @@ from gateway.signin.accounts import Accounts
 from gateway.signin.tickets import Tickets
 from tests.gateway.auth.test_guard import ask, bearer
 from tests.gateway.running import Place, running
-from tests.gateway.signin.browser import PASSWORD, REDIRECT, Browser, Program, answered, error
+from tests.gateway.signin.browser import PASSWORD, Browser, Program, answered, error
 
 pytestmark = pytest.mark.anyio
 
@@ -323,4 +323,3 @@ async def test_the_metadata_is_what_strict_clients_want(tmp_path: Path) -> None:
                     assert (await ask(place, value.removeprefix(place.url))).status in (200, 303, 400, 405), name
         resource = json.loads((await ask(place, "/.well-known/oauth-protected-resource/mcp")).body)
         assert resource["authorization_servers"] == [place.url]
-        assert REDIRECT
