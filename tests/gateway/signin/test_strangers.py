@@ -3,7 +3,6 @@
 Knows where .ci/parts puts them; what they think of the answers is what counts."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -26,6 +25,9 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 
 from gateway.auth.keys import Keys
 from gateway.signin.accounts import Accounts
+from tests.conformance.suite import Suite
+from tests.conformance.suite import cache_dir as suite_dir
+from tests.e2e.gateways import missing
 from tests.gateway.auth.test_guard import ask, bearer
 from tests.gateway.running import running
 from tests.gateway.signin.browser import PASSWORD, REDIRECT, Browser, Program, answered
@@ -41,14 +43,8 @@ def folder(name: str, package: str, cache_dir: Path) -> str:
     """Where .ci/parts installed these packages; a test without them is skipped, but not in CI."""
     found = cache_dir / "clients" / name
     if shutil.which("node") is None or not (found / "node_modules" / package).exists():
-        _missing(f"{package} is not in {found}, or there is no Node.js")
+        missing(f"{package} is not in {found}, or there is no Node.js")
     return str(found)
-
-
-def _missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 class Script:
@@ -94,7 +90,7 @@ async def allow(browser: Browser, url: str) -> str:
     if page.status == 303:
         page = await browser.login(target)
     done = await browser.submit(page, "/oauth/consent", answer="allow")
-    answered(done)
+    assert done.status == 303, done
     return done.headers["location"]
 
 
@@ -119,6 +115,38 @@ async def test_the_typescript_sdk_signs_in_by_itself(tmp_path: Path, cache_dir: 
             async with script("sdk.mjs", installed, place.url + path) as client:
                 await client.say(await allow(browser, (await client.hear())["open"]))
                 assert "a__echo" in (await client.hear())["tools"]
+
+
+async def test_the_conformance_suite_is_content_with_the_authorization_server(tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        missing("there is no npm")
+    suite = Suite(suite_dir())
+    await anyio.to_thread.run_sync(suite.ensure)
+    async with signing_in(tmp_path) as (place, browser, program):
+        port = _free_port()
+        await program.register(f"http://127.0.0.1:{port}/callback")
+        program_file = suite.node.parents[1] / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
+        results = tmp_path / "results"
+        command = [str(suite.node), str(program_file), "authorization", "--url", place.url, "--client-id", program.id]
+        command += ["--resource", f"{place.url}/mcp", "--port", str(port), "--output-dir", str(results)]
+        async with await anyio.open_process(command, stderr=None) as process:
+            assert process.stdout is not None
+            said = ""
+            with anyio.fail_after(DEADLINE_S):
+                async for text in TextReceiveStream(process.stdout):
+                    said += text
+                    asked = re.search(rf"^{re.escape(place.url)}/oauth/authorize\S+\n", said, re.MULTILINE)
+                    if asked is not None and "allowed" not in said:
+                        back = urlsplit(await allow(browser, asked[0].strip()))
+                        came = await Browser(f"{back.scheme}://{back.netloc}").get(f"{back.path}?{back.query}")
+                        assert came.status == 200
+                        said += "allowed"
+        assert process.returncode == 0, said
+        checks = [one for file in results.rglob("checks.json") for one in json.loads(file.read_text())]
+        assert {one["status"] for one in checks} <= {"SUCCESS", "INFO"}, checks
+        passed = {one["id"] for one in checks if one["status"] == "SUCCESS"}
+        assert {"authorization-server-metadata", "authorization-server-metadata-cimd"} <= passed
+        assert len(passed) >= 3, passed
 
 
 class Memory:
@@ -252,8 +280,7 @@ async def test_a_real_browser_sets_up_signs_in_and_allows_without_scripts(tmp_pa
     installed = folder("oauth", "puppeteer-core", cache_dir)
     chromium = shutil.which("chromium")
     if chromium is None:
-        _missing("there is no chromium")
-        return
+        missing("there is no chromium")
     async with running(tmp_path, ONE, auth="accounts") as place:
         program = Program(place.url)
         await program.register(client_name="<b>Probe</b><script>document.title='x'</script>")
