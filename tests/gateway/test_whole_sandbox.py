@@ -95,7 +95,8 @@ async def test_secrets_and_denied_attempts_through_a_whole_gateway(
     assert (found["reach"], found["hosts"]) == ("hosts", HOSTS)
     assert found["attempts"][-1]["host"] == "denied.example"
     # SEC-063: a secret that is missing is named, and how to set it.
-    assert "the secret other.key is missing: run lockgate secret set other.key or set LOCKGATE_SECRET_OTHER__KEY" in str(refused.value)
+    missing = "the secret other.key is missing: run lockgate secret set other.key or set LOCKGATE_SECRET_OTHER__KEY"
+    assert missing in str(refused.value)
     assert b"[hidden secret: probe.key]" in log
     assert_absent("the log", log, [CANARY])
     sweep_files(tmp_path, [CANARY])
