@@ -13,6 +13,7 @@ from gateway.client import gateway_client
 from gateway.commands.running import err
 from gateway.database import Database
 from gateway.errors import GatewayError
+from gateway.gateway import lock_state, release_state
 from gateway.serving import find_running
 from gateway.settings import Settings
 
@@ -35,9 +36,12 @@ async def record(wanted: Settings, principal: str, what: str) -> None:
         except GatewayError as exc:
             err.print(f"The running gateway could not be told and will notice within 30 s: {exc}")
         return
+    # One process alone writes to the audit file: whoever holds the state folder.
+    held = lock_state(wanted.state_dir)
     audit = Audit(wanted.state_dir / "audit.jsonl")
-    audit.open()
     try:
+        audit.open()
         audit.write(signed_in(call_id(), principal, what, "command line"))
     finally:
         audit.close()
+        release_state(held)
