@@ -1,4 +1,4 @@
-"""`lockgate catalog push` and `pull`: a catalogue to and from a container registry.
+"""`lockgate catalog push` and `pull`, `lockgate profile push` and `pull`: to and from a container registry.
 
 Knows files and what to print; gateway/exchange/ does the work."""
 
@@ -13,13 +13,13 @@ import typer
 from catalog import Catalog, load_catalog, read_lock
 from catalog.textfile import read_text
 from catalog.writing import write_catalog
-from gateway.catalogs import catalog_file, open_catalog
+from gateway.catalogs import catalog_file, curated_catalog, open_catalog, profiles_file
 from gateway.commands.catalog import print_difference, print_refused
 from gateway.commands.exchange import IndexedPackages
 from gateway.commands.running import AsJson, err, out, print_json, settings, shown
 from gateway.errors import ImageRefused, SettingsError
 from gateway.exchange.artifact import Kind
-from gateway.exchange.filing import CATALOG, Filed, Wish, file_catalog, lock_of
+from gateway.exchange.filing import CATALOG, Filed, Wish, file_catalog, file_profile, lock_of
 from gateway.exchange.trip import Pulled, name_of, pull, push
 from gateway.exchange.trust import Trust, read_keys
 from gateway.images.names import ImageName
@@ -134,6 +134,44 @@ def pull_catalog(
     pulled = fetch("catalog", asked, wanted, key, unsigned=unsigned)
     filed = file_catalog(file, asked, pulled, Wish(replace, older, dry_run))
     report("catalog", pulled, filed, dry_run=dry_run, as_json=as_json)
+
+
+def push_profile(
+    name: Annotated[str, typer.Argument(help="The name of a profile.")],
+    reference: Reference,
+    sign_key: SignKey = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push a profile, with the entries it names, to a container registry. Of secrets only the names are in it."""
+    text = only_profile(open_catalog(settings()), name)
+    send("profile", reference, text, name, sign_key, passphrase_file, as_json)
+
+
+def pull_profile(
+    reference: Annotated[str, typer.Argument(help="What to pull, by tag or digest.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The catalogue file to add to; default: LOCKGATE_CATALOG.")
+    ] = None,
+    key: KeyFiles = None,
+    unsigned: Unsigned = False,
+    replace: Replace = False,
+    older: Older = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pull a profile and its entries into a catalogue: verified, checked and compared; the file is written anew."""
+    wanted = settings()
+    file = target(wanted, output)
+    pulled = fetch("profile", reference, wanted, key, unsigned=unsigned)
+    for name in pulled.catalog.profiles:
+        own = profiles_file(wanted)
+        if file == wanted.catalog and file.exists() and own.exists():
+            curated = curated_catalog(wanted)
+            if name not in curated.profiles and name in open_catalog(wanted).profiles:
+                raise SettingsError(f"there is a profile {name} of your own in {own}; rename or remove that one")
+    filed = file_profile(file, reference, pulled, Wish(replace, older, dry_run))
+    report("profile", pulled, filed, dry_run=dry_run, as_json=as_json)
 
 
 def target(wanted: Settings, output: Path | None) -> Path:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from catalog import Catalog, Difference, Source, difference, load_catalog, parse_catalog, read_lock, write_lock
+from catalog import Catalog, Difference, Profile, Source, difference, load_catalog, parse_catalog, read_lock, write_lock
 from catalog.textfile import read_text
+from catalog.writing import write_catalog
 from gateway.errors import ImageError
 from gateway.exchange.trip import Pulled
 from gateway.filelock import file_lock_in_thread
@@ -63,6 +64,38 @@ def file_catalog(file: Path, reference: str, pulled: Pulled, wish: Wish) -> File
         return pulled.text, text is not None and (before is None or before.content != digest_of(text.encode()))
 
     return _file(file, CATALOG, _source(reference, pulled, pulled.content), pulled.name.full, wish, merge)
+
+
+def file_profile(file: Path, reference: str, pulled: Pulled, wish: Wish) -> Filed:
+    """The profile that was pulled, and its entries, become part of the file. Publishers that the file has stay its own.
+
+    Raises:
+        ImageError, CatalogError: as for a whole catalogue; also for an entry that is another one here.
+    """
+    profile = next(iter(pulled.catalog.profiles.values()))
+    content = _content(pulled.catalog, profile)
+
+    def merge(text: str | None, before: Source | None) -> Merged:
+        old = parse_catalog(file, text) if text is not None else Catalog(file, {}, {})
+        entries = {**old.entries, **pulled.catalog.entries}
+        profiles = {**old.profiles, profile.name: profile}
+        publishers = {**pulled.catalog.publishers, **old.publishers}
+        if text is not None and not difference(old, Catalog(file, entries, profiles, publishers)):
+            return text, False
+        written = write_catalog(entries.values(), profiles.values(), publishers.values())
+        others = [id for id, entry in pulled.catalog.entries.items() if old.entries.get(id, entry) != entry]
+        is_other = bool(others) or old.profiles.get(profile.name, profile) != profile
+        here = old.profiles.get(profile.name)
+        as_pulled = before is not None and here is not None and before.content == _content(old, here)
+        return written, is_other and not as_pulled
+
+    return _file(file, f"profile {profile.name}", _source(reference, pulled, content), pulled.name.full, wish, merge)
+
+
+def _content(catalog: Catalog, profile: Profile) -> str:
+    """The digest of a profile with its entries, however the file is written."""
+    entries = [catalog.entries[id] for id in profile.entries]
+    return digest_of(write_catalog(sorted(entries, key=lambda entry: entry.id), [profile]).encode())
 
 
 def _source(reference: str, pulled: Pulled, content: str) -> Source:
