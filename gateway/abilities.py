@@ -26,8 +26,8 @@ def lacking(entry: Entry) -> Iterator[str]:
     except CatalogError as exc:
         asked = "; ".join(problem.message for problem in exc.problems)
         yield f"is not configured: {asked}; give it values in a profile: lockgate profile set"
-    if entry.oauth is not None and not (_runs_here(entry) and _has_its_token(entry)):
-        yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet"
+    if entry.oauth is not None and _runs_here(entry) and not _has_its_token(entry):
+        yield f"needs a sign-in at {entry.oauth.provider}, which this gateway cannot do yet for servers that run here"
     if any(tool.engine_socket for tool in entry.per_call):
         yield "needs the Docker Engine's own socket, which is as much as root on this machine and is given to nobody"
 

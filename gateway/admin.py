@@ -8,7 +8,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -20,10 +20,13 @@ from gateway import errors
 from gateway.audit import call_id, signed_in
 from gateway.auth.guard import PRINCIPAL, Guard
 from gateway.gateway import Gateway
+from gateway.oauth.signins import signs_in
 from gateway.pool import Server
 from gateway.reload import summary
 from gateway.vault.desk import MAX_BODY_BYTES, VaultDesk
 
+LOCAL: Final = "local"
+"""Everybody, where nobody signs in."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -70,6 +73,8 @@ class AdminApi:
             Route("/admin/profiles/{name}/use", self._guarded(self._use), methods=["POST"]),
             Route("/admin/reviews", self._guarded(self._reviews)),
             Route("/admin/reviews/{server}/{decision}", self._guarded(self._review), methods=["POST"]),
+            Route("/admin/oauth", self._guarded(self._oauth_list)),
+            Route("/admin/oauth/{id}/{verb}", self._guarded(self._oauth), methods=["POST"]),
             Route("/admin/secrets/{verb}", self._guarded(self._secrets), methods=["POST"]),
             Route("/admin/servers", self._guarded(self._servers)),
             Route("/admin/servers/{id}", self._guarded(self._server)),
@@ -167,6 +172,23 @@ class AdminApi:
         await to_thread.run_sync(reviews.approve if decision == "approve" else reviews.reject, server, tool, seen)
         await self._gateway.pool.review_again(server)
         return JSONResponse({"server": server, "tool": tool, "decision": decision})
+
+    async def _oauth_list(self, request: Request) -> Response:
+        """Who is signed in at which server's provider."""
+        return JSONResponse({"grants": self._gateway.signins.granted()})
+
+    async def _oauth(self, request: Request) -> Response:
+        """A link to sign in with (`connect`), or the end of a grant (`revoke`), for `?user=`."""
+        server, verb = self._find(request), request.path_params["verb"]
+        user = request.query_params.get("user") or LOCAL
+        if verb not in ("connect", "revoke") or not signs_in(server.entry):
+            return JSONResponse({"error": f"{server.entry.id} is no server that callers sign in for"}, 422)
+        signins = self._gateway.signins
+        if verb == "connect":
+            return JSONResponse({"url": signins.link(user, server.entry)})
+        told = await signins.revoke(user, server.entry)
+        self._gateway.pool.end_credentials(server.entry.id, user)
+        return JSONResponse({"server": server.entry.id, "owner": user, "provider_told": told})
 
     async def _secrets(self, request: Request) -> Response:
         """What `lockgate secret` asks for; see vault/desk.py."""

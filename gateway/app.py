@@ -21,6 +21,7 @@ from gateway.apis import model_routes
 from gateway.auth.guard import Guard
 from gateway.auth.resources import Names
 from gateway.gateway import Gateway
+from gateway.oauth.pages import ConnectPages
 from gateway.signin.server import AuthorizationServer
 from gateway.wire.http import NO_SUCH_PROFILE, McpEndpoint
 from policies import Principal
@@ -139,6 +140,7 @@ def create_app(
             *model_routes(gateway.models, endpoint.principal_of),
             Route("/healthz", health),
             *admin.routes(),
+            *ConnectPages(gateway.signins, gateway.signed_in).routes(),
             *(guard.routes() if guard is not None else ()),
             *(server.routes(guard.authenticator) if server is not None and guard is not None else ()),
         ],

@@ -23,6 +23,7 @@ from gateway.commands import (
     image,
     key,
     model,
+    oauth,
     policy,
     profile_changes,
     review,
@@ -53,6 +54,7 @@ app.add_typer(server.app, name="server", help="See and control the servers behin
 app.add_typer(key.app, name="key", help="API keys for programs that call the gateway.")
 app.add_typer(secret.app, name="secret", help="Keep secrets in the vault, and look after its key.")
 app.add_typer(user.app, name="user", help="Accounts of people who sign in here.")
+app.add_typer(oauth.app, name="oauth", help="Sign in at the providers of remote servers.")
 app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune container images.")
 app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")

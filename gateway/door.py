@@ -121,6 +121,9 @@ class Door:
             raise
         except errors.UpstreamError as exc:
             record.outcome, record.detail = "upstream", type(exc).__name__
+            if isinstance(exc, errors.TokenRefused) and record.server in self.pool.servers:
+                entry = self.pool.servers[record.server].entry
+                raise await self.credentials.refused(caller.principal.id, entry, exc) from exc
             raise
         except WireError as exc:
             record.outcome, record.detail = "error", str(exc.code)
@@ -500,12 +503,20 @@ class Door:
 
     async def connect(self, caller: Caller, server: str) -> Upstream:
         """The shared connection, or the caller's own where a legacy server may ask it questions."""
-        return await self.pool.connection(server, self._lease(caller, server), self._credential(caller, server))
+        entry = self.pool.servers[server].entry
+        if entry.oauth is None:
+            return await self.pool.connection(server, self._lease(caller, server), self._credential(caller, server))
+        principal = caller.principal.id
+        try:
+            credential = await self.credentials.ready(principal, entry)
+            return await self.pool.connection(server, self._lease(caller, server), credential)
+        except errors.TokenRefused as exc:
+            raise await self.credentials.refused(principal, entry, exc) from exc
 
     def _credential(self, caller: Caller, server: str) -> Credential:
         """Whose credential the caller's connection holds."""
         entry = self.pool.servers[server].entry
-        return self.credentials.of(caller.principal.id, entry) if entry.secrets else NOBODY
+        return self.credentials.of(caller.principal.id, entry) if entry.secrets or entry.oauth else NOBODY
 
     def _lease(self, caller: Caller, server: str) -> Lease | None:
         known = self.pool.servers[server]
@@ -618,7 +629,9 @@ class Door:
         """Wait for a server's first listing. One that failed before is tried again, but nobody waits for it."""
         try:
             server = self.pool.servers.get(id)
-            credential = NOBODY if caller is None or server is None else self._credential(caller, id)
+            credential = NOBODY
+            if caller is not None and server is not None:
+                credential = await self.credentials.ready(caller.principal.id, server.entry)
             if server is not None and server.failures and credential == NOBODY:
                 self.pool.start_soon(id)
             else:

@@ -15,6 +15,7 @@ Knows no transport: the wire decides how each looks to a client.
     ├── UpstreamError          a server behind the gateway misbehaved
     │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
     │   │   ├── CredentialMissing      a secret or a sign-in is lacking; whoever has it sets it
+    │   │   │   └── TokenRefused           a remote server wants another token than it was given
     │   │   ├── AtCapacity             as many servers run as may; the operator raises the limit, or the caller waits
     │   │   └── RuntimeDown            what starts servers does not answer (the Docker Engine)
     │   ├── UpstreamLost           the connection ended with the request in flight
@@ -85,6 +86,14 @@ class UpstreamUnavailable(UpstreamError):
 
 class CredentialMissing(UpstreamUnavailable):
     """The server needs a secret or a sign-in that is not there yet; it is not the server's failure."""
+
+
+class TokenRefused(CredentialMissing):
+    """A remote server wants a token, another one, or one with more rights; `challenge` is what it says of it."""
+
+    def __init__(self, message: str, challenge: str) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class AtCapacity(UpstreamUnavailable):

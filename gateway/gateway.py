@@ -21,6 +21,7 @@ from gateway import audit, auditlog, errors, policyfiles
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
+from gateway.caller import Caller
 from gateway.catalogs import open_catalog, profiles_file
 from gateway.choice import write_choice
 from gateway.credentials import Credentials
@@ -36,6 +37,7 @@ from gateway.leftovers import watch as watch_leftovers
 from gateway.listings import Listing, ListingStore
 from gateway.models import Models
 from gateway.mounts import MountGuard
+from gateway.oauth.signins import Signins, Ticket, signs_in
 from gateway.packages import PackageStore
 from gateway.pool import Bounds, Pool
 from gateway.prewarm import UseRecord
@@ -54,7 +56,7 @@ from gateway.secrets import EnvironmentSecrets, Secrets
 from gateway.settings import Settings
 from gateway.stores import open_stores
 from gateway.vault import SECRET, Place, Vault
-from policies import CedarEngine
+from policies import CedarEngine, Principal
 
 _log: Final = logging.getLogger(__name__)
 
@@ -166,7 +168,10 @@ class Gateway:
             policy = await to_thread.run_sync(self._policy, self.catalog)
             self.vault = Vault(self.database, state, self.settings.vault_key)
             await self.vault.open()
-            self.door = Door(policy, self.audit, Credentials(self.vault), page_size=self.settings.page_size)
+            self._open_secrets()
+            self.signins = Signins(self.vault, self.secrets)
+            credentials = Credentials(self.vault, self.signins)
+            self.door = Door(policy, self.audit, credentials, page_size=self.settings.page_size)
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
@@ -208,13 +213,22 @@ class Gateway:
         """The listing without what a person must look at first; the gateway's own tools change with the gateway."""
         return listing if entry.built_in else self.reviews.admit(entry.entry_id, listing, entry.id)
 
+    def _open_secrets(self) -> None:
+        folder = self.settings.secrets_dir or self.settings.state_dir / "secrets"
+        stores = open_stores(self.settings.stores, self.vault, EnvironmentSecrets(os.environ), folder)
+        self.secrets = Secrets(stores, _secret_names(self.catalog))
+        self.secrets.resolved = self.known.add
+
+    async def signed_in(self, ticket: Ticket) -> None:
+        """Somebody has signed in for a server: ask it what it offers, if nobody knows yet."""
+        if ticket.entry.id in self.pool.servers and self.pool.listing(ticket.entry.id) is None:
+            caller = Caller(Principal(ticket.principal), self.profile)
+            await self.door.learn([ticket.entry.id], caller=caller)
+
     async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings
         volumes = settings.state_dir / "volumes"
         secrets_dir = settings.secrets_dir or settings.state_dir / "secrets"
-        stores = open_stores(settings.stores, self.vault, EnvironmentSecrets(os.environ), secrets_dir)
-        self.secrets = Secrets(stores, _secret_names(self.catalog))
-        self.secrets.resolved = self.known.add
         engine = DockerEngine(settings.engine)
         self.images = ImageStore(
             settings.cache_dir,
@@ -239,7 +253,7 @@ class Gateway:
             report=self._audit_denied,
         )
         self.process = ProcessRuntime(PackageStore(settings.cache_dir), volumes, self.run, self.secrets)
-        self.remote = RemoteRuntime(self.secrets)
+        self.remote = RemoteRuntime(self.secrets, self.signins)
         wanted = settings.runtime != "process"
         self.engine = EnginePresence(self.docker, wanted=wanted, arrived=self._engine_arrived)
         await self.engine.ask()
@@ -276,6 +290,8 @@ class Gateway:
         Raises:
             UpstreamUnavailable: a secret is missing, or must not be used; names it and says how to set it.
         """
+        if signs_in(entry):
+            self.known.add([self.signins.token(owner, entry)])
         if not entry.secrets:
             return
         try:

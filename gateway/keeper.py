@@ -186,7 +186,7 @@ class Keeper:
             if isinstance(exc, TimeoutError):
                 reason = f"it did not finish its handshake within {limit_s:g} s"
                 raise errors.UpstreamUnavailable(_start_failure(server, reason)) from exc
-            if isinstance(exc, errors.RuntimeDown):
+            if isinstance(exc, errors.RuntimeDown | errors.CredentialMissing):
                 raise
             if isinstance(exc, errors.UpstreamError) and not isinstance(exc, errors.UpstreamLost):
                 raise errors.UpstreamUnavailable(_start_failure(server, str(exc))) from exc

@@ -109,6 +109,8 @@ async def served(
         own = server.tokens if server is not None else None
         guard = open_guard(gateway.signin, names, gateway.database, gateway.audit, running.admin_token, own)
         principal_of = authenticated_principal
+    gateway.signins.base = settings.public_url or running.url
+    gateway.signins.gives_links = guard is None
     endpoint = McpEndpoint(gateway.door, principal_of)
     config = uvicorn.Config(
         create_app(gateway, endpoint, running.admin_token, guard, server),

@@ -35,6 +35,8 @@ class Document:
     status: int
     body: bytes
     cache_control: str
+    challenge: str = ""
+    """What `WWW-Authenticate` says, if anything."""
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
@@ -80,8 +82,10 @@ class Fetcher:
         """
         return await self.send("GET", url, b"", b"", max_bytes)
 
-    async def send(self, method: str, url: str, headers: bytes, body: bytes, max_bytes: int = MAX_BYTES) -> Document:
-        """The same for any request; `headers` are complete lines.
+    async def send(
+        self, method: str, url: str, headers: bytes, body: bytes, max_bytes: int = MAX_BYTES, *, json_only: bool = True
+    ) -> Document:
+        """The same for any request; `headers` are complete lines. Without `json_only` an answer may be anything.
 
         Raises:
             FetchRefused: as for `get`.
@@ -106,9 +110,10 @@ class Fetcher:
         if 300 <= answer.status < 400:
             raise FetchRefused(f"{host}: answers with a redirect, which is not followed")
         kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if answer.status == 200 and kind != "application/json" and not kind.endswith("+json"):
+        if answer.status == 200 and json_only and kind != "application/json" and not kind.endswith("+json"):
             raise FetchRefused(f"{host}: the answer is not JSON")
-        return Document(answer.status, content, answer.headers.get("cache-control", ""))
+        headers_ = answer.headers
+        return Document(answer.status, content, headers_.get("cache-control", ""), headers_.get("www-authenticate", ""))
 
     def _dial_to(self, url: str) -> Callable[[Callable[[], Any]], Awaitable[tuple[asyncio.BaseTransport, Any]]]:
         parts = urlsplit(url)

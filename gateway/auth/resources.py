@@ -21,7 +21,7 @@ SCOPE_TEXTS: Final = {
 }
 METADATA: Final = "/.well-known/oauth-protected-resource"
 OPEN: Final = frozenset({"/healthz"})
-OPEN_BELOW: Final = ("/.well-known/", "/oauth/")
+OPEN_BELOW: Final = ("/.well-known/", "/oauth/", "/connect/")
 """Paths that ask for no bearer token: what tells how to sign in, and the pages where that is done."""
 MODEL_BELOW: Final = ("/v1/", "/engines/", "/api/")
 MODEL_PATHS: Final = frozenset({"/rerank", "/tokenize", "/detokenize"})

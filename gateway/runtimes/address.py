@@ -37,8 +37,11 @@ def head(headers: Mapping[str, str]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
 
 
-async def fixed_headers(entry: Entry, secrets: Secrets, owner: str) -> tuple[Mapping[str, str], Redactor | None]:
-    """The headers of a remote entry, its secrets among them, and what takes these out of its answers.
+async def fixed_headers(
+    entry: Entry, secrets: Secrets, owner: str, token: SecretValue | None = None
+) -> tuple[Mapping[str, str], Redactor | None]:
+    """The headers of a remote entry, its secrets and the owner's token among them, and what takes these out of its
+    answers.
 
     Raises:
         UpstreamUnavailable: a secret is missing, or no header can hold it; names it and says what to do.
@@ -51,7 +54,12 @@ async def fixed_headers(entry: Entry, secrets: Secrets, owner: str) -> tuple[Map
                 headers[secret.header] = secret.prefix + _in_header(found[secret.name])
     except (SecretsError, OSError) as exc:
         raise UpstreamUnavailable(f"server {entry.id} is not started: {exc}") from exc
-    return headers, Redactor(found.values()) if found else None
+    hidden = list(found.values())
+    if token is not None:
+        headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        headers["Authorization"] = "Bearer " + _in_header(token)
+        hidden.append(token)
+    return headers, Redactor(hidden) if hidden else None
 
 
 def _in_header(secret: SecretValue) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from catalog import Entry
 from gateway import errors
+from gateway.oauth.signins import Signins, signs_in
 from gateway.runtimes import address
 from gateway.runtimes.old_sse import SseChannel
 from gateway.secrets import Secrets
@@ -37,8 +38,9 @@ class RemoteRuntime:
 
     name = "remote"
 
-    def __init__(self, secrets: Secrets | None = None) -> None:
+    def __init__(self, secrets: Secrets | None = None, signins: Signins | None = None) -> None:
         self._secrets = secrets or Secrets()
+        self._signins = signins
 
     async def prepare(self, entry: Entry, log: ServerLog) -> None:
         """There is nothing to fetch."""
@@ -46,7 +48,8 @@ class RemoteRuntime:
     async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
         if entry.remote is None:
             raise errors.UpstreamUnavailable(f"entry {entry.id} names no remote URL")
-        fixed, redactor = await address.fixed_headers(entry, self._secrets, owner)
+        token = self._signins.token(owner, entry) if self._signins is not None and signs_in(entry) else None
+        fixed, redactor = await address.fixed_headers(entry, self._secrets, owner, token)
         log.hide(redactor)
         if entry.remote.transport == "sse":
             channel = SseChannel(entry.remote.url, fixed, receiver, log)
@@ -250,6 +253,7 @@ class _PostSink:
         self._channel = channel
         self._id = id
         self._status = 0
+        self._challenge = ""
         self._events: EventReader | None = None
         self._last_id: bytes | None = None
         self._retry_s = LISTEN_PAUSE_S
@@ -258,6 +262,8 @@ class _PostSink:
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self._status = status
+        if status in (401, 403):
+            self._challenge = headers.get("www-authenticate", "")
         if status == 200:
             self._channel.opened(headers)
             if headers.get("content-type", "").startswith("text/event-stream"):
@@ -313,7 +319,8 @@ class _PostSink:
         if self._channel.log.hides is not None:  # before it is cut: half a secret would not be found
             body = self._channel.log.hides.clean(body)
         if self._status in (401, 403):
-            return errors.UpstreamUnavailable(f"the remote server wants authorization (HTTP {self._status})")
+            said = f"the remote server wants authorization (HTTP {self._status})"
+            return errors.TokenRefused(said, self._challenge) if self._challenge else errors.UpstreamUnavailable(said)
         text = body[:300].decode("utf-8", "replace")
         return errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}: {text}")
 

@@ -329,7 +329,7 @@ MODELS = {
 }
 MODELS |= {"/v1/messages", "/v1/metrics", "/v1/rerank", "/rerank", "/tokenize", "/detokenize"}
 MODELS |= {f"/api/{name}" for name in ("version", "tags", "ps", "show", "chat", "generate", "embed")}
-OPEN = {"/p/{profile}/mcp", "/healthz", *MODELS}
+OPEN = {"/p/{profile}/mcp", "/healthz", "/connect/callback", "/connect/{ticket}", *MODELS}
 """Routes for everybody on this machine. A new one belongs here only if it shows and does nothing of the operator's."""
 
 

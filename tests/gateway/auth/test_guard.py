@@ -95,7 +95,7 @@ async def test_each_scope_opens_its_own_paths_and_no_others(tmp_path: Path) -> N
 async def test_no_route_is_open_but_those_that_must_be(tmp_path: Path) -> None:
     async with provider() as corp, running(tmp_path, ONE, auth=trusting(tmp_path, corp=corp)) as place:
         assert {"/healthz"} == OPEN
-        assert OPEN_BELOW == ("/.well-known/", "/oauth/")
+        assert OPEN_BELOW == ("/.well-known/", "/oauth/", "/connect/")
         front: Any = place.service._server.config.app
         found = [route for route in _routes(front) if not route.path.startswith(OPEN_BELOW) and route.path not in OPEN]
         assert found
