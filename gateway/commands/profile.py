@@ -4,7 +4,7 @@ Knows arguments and output; gateway/profiles.py knows the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -209,9 +209,12 @@ def use(name: Name, as_json: AsJson = False) -> None:
 
 
 def written(name: str, edit: Callable[[str], str], files: ProfileFiles, *, new: bool = False) -> None:
+    before = files.catalog().profiles.get(name)
     catalog = files.change(name, edit, new=new)
     _reload()
     _warn(catalog, name)
+    for server in _with_new_volumes(catalog, before, catalog.profile(name)):
+        err.print(f"{server} is another instance now, with empty volumes; those it had stay in the state folder")
     typer.echo(f"{name}: {', '.join(catalog.profile(name).servers)} ({files.file_of(name)})")
 
 
@@ -219,6 +222,14 @@ def _warn(catalog: Catalog, name: str) -> None:
     for warning in advice(catalog):
         if warning.entry == f"profile {name}":
             err.print(f"warning: {warning.message}")
+
+
+def _with_new_volumes(catalog: Catalog, before: Profile | None, after: Profile) -> Iterator[str]:
+    """The servers that keep data and, by what changed about them, have lost sight of it."""
+    for server, id in after.runs.items():
+        kept = catalog.entry(after.entry_id(server)).volumes
+        if before is not None and kept and before.runs.get(server, id) != id:
+            yield server
 
 
 def _reload() -> None:

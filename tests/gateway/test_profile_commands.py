@@ -185,6 +185,13 @@ def test_profiles_are_listed_shown_and_exported(file: Path, place: Path) -> None
     assert "exists" in refused("export", "work", "-o", str(target))
 
 
+def test_change_that_leaves_data_behind_is_said(file: Path) -> None:
+    file.write_text(CATALOG.replace("    tools: [put, take]\n", "    volumes: [{name: data, target: /data}]\n"))
+    result = lockgate("set", "work", "box", "level=3")
+    assert "box is another instance now, with empty volumes" in result.stderr
+    assert "instance" not in lockgate("rename-tool", "work", "box", "put", "store").stderr
+
+
 def test_lint_looks_at_profiles_of_ones_own_too(file: Path, place: Path) -> None:
     done("create", "home", "crate")
     own = place / "state/lockgate/profiles.yaml"
