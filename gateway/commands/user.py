@@ -105,7 +105,7 @@ def disable(name: str) -> None:
 
 @app.command("passwd")
 def passwd(name: str, password_stdin: FromStdin = False) -> None:
-    """Give an account another password, and sign it out everywhere."""
+    """Give an account another password and sign it out everywhere; a disabled one is let in again."""
     wanted = settings()
     password = _password(password_stdin)
 

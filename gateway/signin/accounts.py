@@ -4,6 +4,7 @@ Knows passwords and how often they may be tried; not requests."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 import time
@@ -93,6 +94,13 @@ class Tries:
     def forget(self, name: str) -> None:
         self._failures.pop(name, None)
 
+    def take_back(self, *names: str) -> None:
+        """What was counted for these a moment ago was no failure."""
+        for name in names:
+            if name in self._failures:
+                count, last = self._failures[name]
+                self._failures[name] = (count - 1, last)
+
 
 class Accounts:
     """The accounts of one database."""
@@ -177,7 +185,9 @@ class Accounts:
         Raises:
             TooManyTries: this account, or this address, had too many wrong ones.
         """
-        who = ((f"account {name[:64]}", FREE_TRIES), (f"address {address}", FREE_TRIES_OF_ADDRESS))
+        who = [(f"account {name[:64]}", FREE_TRIES)]
+        if not _is_loopback(address):  # a proxy on this machine is everybody's address
+            who.append((f"address {address}", FREE_TRIES_OF_ADDRESS))
         self._tries.check(*who)
         # Counted before it is known: many at once must not have one free try together.
         self._tries.failed(*who)
@@ -190,6 +200,7 @@ class Accounts:
         if row is None or not known or not right or row.disabled_at is not None:
             return None
         self._tries.forget(who[0][0])
+        self._tries.take_back(*(name for name, _ in who[1:]))
         return _account(row)
 
     async def note_provider_user(self, name: str, groups: Iterable[str]) -> Account | None:
@@ -203,6 +214,13 @@ class Accounts:
             elif row.disabled_at is None:
                 await connection.execute(update(accounts).where(accounts.c.name == name).values(groups=words))
         return await self.get(name)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 async def hash_password(password: str) -> str:

@@ -23,7 +23,7 @@ from gateway.auth.keys import PREFIX as KEY_PREFIX
 from gateway.auth.resources import ADMIN
 from gateway.signin import grants
 from gateway.signin.authorization import OFFLINE, resource_of, scopes_of, user_code
-from gateway.signin.clients import Client, ClientRefused
+from gateway.signin.clients import Client, ClientRefused, Rate
 from gateway.signin.forms import FormRefused, form_of, json_of
 from gateway.signin.parts import Parts, Refused
 from gateway.signin.signing import TOKEN_S
@@ -31,6 +31,7 @@ from gateway.signin.tickets import hashed
 
 DEVICE_S: Final = 600.0
 POLL_S: Final = 5.0
+DEVICES_A_MINUTE: Final = 60
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -69,6 +70,7 @@ class TokenEndpoint:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._devices = Rate(DEVICES_A_MINUTE)
 
     # -- tokens ------------------------------------------------------------------------------------
 
@@ -258,6 +260,8 @@ class TokenEndpoint:
     async def device_authorization(self, request: Request) -> Response:
         form = await form_of(request)
         client = await self._client(request, form)
+        if not self._devices.take():
+            raise ClientRefused("temporarily_unavailable", "too many devices; try again in a minute")
         url, resource = resource_of(self._parts.names, form)
         data = {
             "client": client.id,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from gateway.auth.keys import table as api_keys
 from gateway.database import Database
@@ -23,6 +23,8 @@ from gateway.signin.tickets import hashed
 REFRESH_S: Final = 30 * 86400.0
 GRACE_S: Final = 10.0
 """A client that did not get the answer may ask again for so long; after that a used token counts as stolen."""
+KEEP_OWN_S: Final = 3600.0
+"""How long a grant of a client's own is kept: longer than its token is good."""
 PREFIX: Final = "lgr_"
 
 
@@ -74,6 +76,10 @@ class Grants:
             "created_at": time.time(),
         }
         async with self._database.begin() as connection:
+            # A machine gets a grant with each token; it is of no use once the token has expired.
+            over = grants.c.account.is_(None) & (grants.c.created_at < time.time() - KEEP_OWN_S)
+            await connection.execute(delete(grants).where(over))
+            await connection.execute(delete(refreshes).where(refreshes.c.expires_at < time.time() - GRACE_S))
             await connection.execute(insert(grants).values(row))
         return id
 

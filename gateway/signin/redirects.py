@@ -30,6 +30,7 @@ NEVER: Final = frozenset(
     }
 )
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+_NETLOC: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+")
 
 
@@ -45,7 +46,7 @@ def problem(uri: str) -> str | None:
     if not _SCHEME.fullmatch(parts.scheme) or parts.scheme in NEVER or not uri.startswith(parts.scheme + ":"):
         return "has a scheme that is not taken"
     if parts.scheme in ("http", "https"):
-        if not host or "@" in parts.netloc or "%" in parts.netloc:
+        if not host or not _NETLOC.fullmatch(parts.netloc):
             return "names no plain host"
         if parts.scheme == "http" and host not in LOOPBACK:
             return "must be https://, except on the user's own machine"

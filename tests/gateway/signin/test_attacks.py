@@ -47,6 +47,10 @@ BAD_REDIRECTS = [
     "https://app.example:x/cb",
     "https:///cb",
     "https://",
+    "https://app.example;frame-ancestors/cb",
+    "https://app.example,x/cb",
+    "https://*/cb",
+    "https://[::1/cb",
     "https:app.example",
     "//app.example/cb",
     "/cb",
@@ -350,6 +354,25 @@ async def test_passwords_are_not_guessed_and_accounts_not_found_out(
         async with place.gateway.database.begin() as connection:
             hash = (await connection.execute(select(tables.accounts.c.password))).scalar_one()
         assert hash.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+
+
+@pytest.mark.sec("SEC-046")
+async def test_signing_in_well_costs_an_address_nothing_and_a_proxy_is_nobodys_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts_module, "FREE_TRIES_OF_ADDRESS", 2)
+    monkeypatch.setattr(accounts_module, "FIRST_WAIT_S", 600.0)
+    async with signing_in(tmp_path) as (place, _, _):
+        accounts = Accounts(place.gateway.database)
+        for _ in range(3):
+            assert await accounts.prove("alice", PASSWORD, "10.0.0.1") is not None
+        for number in range(3):
+            assert await accounts.prove(f"nobody-{number}", "wrong password", "127.0.0.1") is None
+        for number in range(2):
+            assert await accounts.prove(f"someone-{number}", "wrong password", "10.0.0.1") is None
+        with pytest.raises(TooManyTries):
+            await accounts.prove("alice", PASSWORD, "10.0.0.1")
+        assert await accounts.prove("alice", PASSWORD, "10.0.0.2") is not None
 
 
 @pytest.mark.sec("SEC-046")

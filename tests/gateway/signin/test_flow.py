@@ -247,7 +247,7 @@ async def test_a_token_can_be_asked_about_by_those_who_may(tmp_path: Path) -> No
         assert error(await service.refresh(tokens["refresh_token"])) == "invalid_client"
 
 
-async def test_a_machine_trades_its_key_for_a_token(tmp_path: Path) -> None:
+async def test_a_machine_trades_its_key_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with signing_in(tmp_path) as (place, _, _):
         front: Any = place.service._server.config.app
         keys = front._router.guard.authenticator._keys
@@ -264,6 +264,13 @@ async def test_a_machine_trades_its_key_for_a_token(tmp_path: Path) -> None:
         for id, secret in (("other", key), ("robot", key[:-1]), ("robot", ""), ("", key)):
             answer = await Program(place.url, id, secret).ask("/oauth/token", {"grant_type": "client_credentials"})
             assert (answer.status, error(answer)) == (401, "invalid_client")
+        # The next token makes away with what is left of old ones.
+        monkeypatch.setattr(grants_module, "KEEP_OWN_S", -1.0)
+        again = json.loads((await robot.ask("/oauth/token", {"grant_type": "client_credentials"})).body)
+        front._router.guard.authenticator.forget_all()
+        assert not await works(place, tokens["access_token"])
+        tokens = again
+        assert await works(place, tokens["access_token"])
         await keys.revoke("robot")
         front._router.guard.authenticator.forget_all()
         assert not await works(place, tokens["access_token"])
