@@ -69,7 +69,7 @@ class Key:
             OSError, ValueError: it cannot be read or written, or is no key.
         """
         try:
-            raw = path.read_bytes()
+            return cls.read(path)
         except FileNotFoundError:
             raw = Ed25519PrivateKey.generate().private_bytes_raw()
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -78,6 +78,15 @@ class Key:
                 file.flush()
                 os.fsync(file.fileno())
         return cls(Ed25519PrivateKey.from_private_bytes(raw))
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        """The key in the file.
+
+        Raises:
+            OSError, ValueError: there is none, or it cannot be read.
+        """
+        return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
 
     def sign(self, checkpoint: Checkpoint) -> Checkpoint:
         signature = base64.b64encode(self._private.sign(checkpoint.statement())).decode()

@@ -67,7 +67,7 @@ def verify(
     """Is every record as it was written? Names the first that is not, and ends with 1."""
     state = settings().state_dir
     try:
-        public = bytes.fromhex(public_key) if public_key else auditchain.Key.load(state / auditlog.KEY).public
+        public = bytes.fromhex(public_key) if public_key else auditchain.Key.read(state / auditlog.KEY).public
         report = auditchain.verify(auditlog.files(state), state / auditlog.CHECKPOINTS, public)
     except (OSError, ValueError) as exc:
         raise SettingsError(f"the audit file cannot be verified: {exc}") from exc

@@ -290,6 +290,10 @@ async def test_verify_ends_with_1_where_something_was_changed(recorded: Path) ->
     key = json.loads(lockgate("verify", "--json"))["public_key"]
     assert "3 records are as they were written" in lockgate("verify", "--public-key", key)
     lockgate("verify", "--public-key", "00" * 32, code=1)
+    (recorded / auditlog.KEY).rename(recorded / "elsewhere")
+    assert "audit.key" in str(CliRunner().invoke(app, ["audit", "verify"]).exception)
+    assert not (recorded / auditlog.KEY).exists()
+    (recorded / "elsewhere").rename(recorded / auditlog.KEY)
     path = recorded / auditlog.FILE
     path.write_bytes(path.read_bytes().replace(b'"ok"', b'"no"'))
     assert f"{path}:2" in lockgate("verify", code=1)
