@@ -28,14 +28,24 @@ CONFIG_TYPE: Final = "application/vnd.docker.ai.model.config.v0.1+json"
 WEIGHTS_TYPE: Final = "application/vnd.docker.ai.gguf.v3"
 TEMPLATE_TYPE: Final = "application/vnd.docker.ai.chat.template.jinja"
 LICENSE_TYPE: Final = "application/vnd.docker.ai.license"
-CNCF_WEIGHTS_TYPE: Final = "application/vnd.cncf.model.weight.v1.gguf"
+WEIGHTS_TYPES: Final = frozenset(
+    {WEIGHTS_TYPE, "application/vnd.cncf.model.weight.v1.gguf", "application/vnd.ollama.image.model"}
+)
+"""Ours, and those of other makers of model artifacts."""
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_DOCUMENT_BYTES: Final = 4 << 20  # manifests, configs, templates: all are small
 _CHUNK_BYTES: Final = 1 << 20
 _TEMPORARY: Final = ".import-"
 _SWEEP_AGE_S: Final = 60.0  # of a temporary file: younger ones may not be locked yet
 _FICLONE: Final = 0x40049409  # linux/fs.h: share a file's blocks with another, copied on write
-_REF: Final = re.compile(r"[a-z0-9]+(?:[._/-][a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TAG: Final = r":[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_REF: Final = re.compile(
+    r"[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*"
+    + _TAG  # a name here, or at Docker Hub
+    + r"|[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?(?:/[A-Za-z0-9]+(?:(?:[._]|__|-+)[A-Za-z0-9]+)*)+"
+    + _TAG  # in a registry
+)
+_MAX_REF_CHARS: Final = 255
 
 Progress = Callable[[str], None]
 
@@ -58,6 +68,15 @@ class StoredModel:
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model as an OCI artifact: its manifest, and the files of its blobs by digest and media type."""
+
+    manifest: bytes
+    media_type: str
+    blobs: Mapping[tuple[str, str], Path]
+
+
 class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
     media_type: str
     digest: str
@@ -65,7 +84,9 @@ class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
     annotations: dict[str, str] = {}
 
 
-class _Manifest(msgspec.Struct, rename="camel"):
+class Manifest(msgspec.Struct, rename="camel"):
+    """The manifest of a model."""
+
     schema_version: int
     config: _Descriptor
     layers: list[_Descriptor]
@@ -90,15 +111,30 @@ class _ModelConfig(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    config: _ModelConfig
+    config: _ModelConfig = msgspec.field(default_factory=_ModelConfig)
     descriptor: dict[str, Any] = {}
     rootfs: dict[str, Any] = {}
 
 
+def parse_manifest(content: bytes) -> Manifest:
+    """Raises: BadModelFile if it is not the manifest of one GGUF model."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as exc:
+        raise BadModelFile(f"the manifest is not one of a model: {exc}") from exc
+    n_weights = sum(layer.media_type in WEIGHTS_TYPES for layer in manifest.layers)
+    if n_weights != 1:
+        raise BadModelFile(f"the artifact has {n_weights} layers of GGUF weights; exactly one is supported")
+    for descriptor in (manifest.config, *manifest.layers):
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", descriptor.digest) or descriptor.size < 0:
+            raise BadModelFile("the manifest names a blob without a sha256 digest")
+    return manifest
+
+
 def full_ref(ref: str) -> str:
     """`ref` with its tag. Raises: ModelNotFound if it is not of the form name or name:tag."""
-    candidate = ref if ":" in ref else f"{ref}:latest"
-    if not _REF.fullmatch(candidate):
+    candidate = ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
+    if len(candidate) > _MAX_REF_CHARS or not _REF.fullmatch(candidate):
         raise ModelNotFound(f"{ref!r} is not a model name; names look like qwen2.5-coder:0.5b")
     return candidate
 
@@ -139,6 +175,7 @@ class ModelStore:
         size_bytes: int | None = None,
         license: str | None = None,
         parameters: str | None = None,
+        chat_template: str | None = None,
         disposable: bool = False,
     ) -> StoredModel:
         """Take a GGUF file into the store under `ref`, replacing an earlier model of that name.
@@ -146,7 +183,7 @@ class ModelStore:
         A `disposable` file on the same file system is moved, any other is cloned or copied. An interrupted import
         leaves nothing visible. Raises: BadModelFile if the file is no GGUF model or not the one promised.
         """
-        return self._import([path], ref, sha256, size_bytes, license, parameters, disposable)
+        return self._import([path], ref, sha256, size_bytes, license, parameters, disposable, chat_template)
 
     def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """Bring a model of the shipped list into the store; one already there is returned as it is.
@@ -185,6 +222,85 @@ class ModelStore:
             self._write_index(_Index(manifests=kept))
             self._drop_unreferenced(kept)
 
+    def tag(self, ref: str, new: str) -> StoredModel:
+        """Give the model of `ref` one more name, replacing what had it. Raises: ModelNotFound."""
+        wanted, name = full_ref(ref), full_ref(new)
+        with self._locked():
+            entries = self._index().manifests
+            found = next((entry for entry in entries if entry.annotations.get(REF_NAME) == wanted), None)
+            if found is None:
+                raise ModelNotFound(f"the model {wanted} is not in the store")
+            kept = [entry for entry in entries if entry.annotations.get(REF_NAME) != name]
+            again = _Descriptor(found.media_type, found.digest, found.size, {REF_NAME: name})
+            self._write_index(_Index(manifests=[*kept, again]))
+        return self.get(name)
+
+    def artifact(self, ref: str) -> Artifact:
+        """What the model is made of, to be sent elsewhere. Raises: as `get`."""
+        model = self.get(ref)
+        path = self._blob(model.manifest_digest)
+        manifest = msgspec.json.decode(_small_file(path), type=Manifest)
+        blobs = {(d.digest, d.media_type): self._blob(d.digest) for d in (manifest.config, *manifest.layers)}
+        return Artifact(path.read_bytes(), manifest.media_type, blobs)
+
+    def holds(self, digest: str) -> bool:
+        """Whether the blob is here."""
+        return self._blob(digest).exists()
+
+    @contextlib.contextmanager
+    def downloading(self, digest: str) -> Iterator[Path]:
+        """The folder for what arrives of this artifact; a second download of it waits for the first."""
+        self._prepare()
+        folder = self.root / "downloads" / digest.partition(":")[2]
+        folder.parent.mkdir(exist_ok=True)
+        with _file_lock(folder.with_suffix(".lock")):
+            folder.mkdir(exist_ok=True)
+            yield folder
+
+    def adopt(self, ref: str, manifest: bytes, folder: Path) -> StoredModel:
+        """Take a model whose blobs lie in `folder`, named by their digests, and were checked against them.
+
+        Raises: BadModelFile if it is no model this engine can run; then nothing of it is kept.
+        """
+        wanted = full_ref(ref)
+        decoded = parse_manifest(manifest)
+        self._prepare()
+        try:
+            for descriptor in (decoded.config, *decoded.layers):
+                source = folder / descriptor.digest.partition(":")[2]
+                if descriptor.media_type in WEIGHTS_TYPES and source.exists():
+                    read_header(source)
+            with self._locked():
+                for descriptor in (decoded.config, *decoded.layers):
+                    target = self._blob(descriptor.digest)
+                    source = folder / target.name
+                    if not target.exists():
+                        source.chmod(0o444)
+                        _fsync(source)
+                        source.replace(target)
+                described = self._put(manifest, MANIFEST_TYPE)
+                described.annotations = {REF_NAME: wanted}
+                self._stored(described)  # refused before it has a name
+                kept = [entry for entry in self._index().manifests if entry.annotations.get(REF_NAME) != wanted]
+                self._write_index(_Index(manifests=[*kept, described]))
+        except OSError as exc:
+            raise EngineError(f"the model store at {self.root} failed: {exc.strerror or exc}") from exc
+        return self.get(wanted)
+
+    def used_bytes(self) -> tuple[int, int]:
+        """The bytes of all blobs, and of what is left of interrupted downloads."""
+        blobs = sum(file.stat().st_size for file in self._blobs.glob("*") if file.is_file())
+        left = sum(file.stat().st_size for file in (self.root / "downloads").rglob("*") if file.is_file())
+        return blobs, left
+
+    def prune(self) -> int:
+        """Delete blobs that no model uses and interrupted downloads; the bytes that freed."""
+        before = sum(self.used_bytes())
+        with self._locked():
+            self._drop_unreferenced(self._index().manifests)
+        shutil.rmtree(self.root / "downloads", ignore_errors=True)
+        return before - sum(self.used_bytes())
+
     def verify(self, ref: str) -> None:
         """Read the weights of `ref` again. Raises: BadModelFile if they no longer match their digest."""
         model = self.get(ref)
@@ -210,16 +326,16 @@ class ModelStore:
             raise BadModelFile(f"{digest!r} is not a sha256 digest")
         return self._blobs / value
 
-    def _manifest(self, entry: _Descriptor) -> _Manifest:
+    def _manifest(self, entry: _Descriptor) -> Manifest:
         try:
-            return msgspec.json.decode(_small_file(self._blob(entry.digest)), type=_Manifest)
+            return msgspec.json.decode(_small_file(self._blob(entry.digest)), type=Manifest)
         except (OSError, msgspec.MsgspecError) as exc:
             raise BadModelFile(f"the manifest {entry.digest} cannot be read: {exc}") from exc
 
     def _stored(self, entry: _Descriptor) -> StoredModel:
         ref = entry.annotations[REF_NAME]
         manifest = self._manifest(entry)
-        weights = [layer for layer in manifest.layers if layer.media_type in (WEIGHTS_TYPE, CNCF_WEIGHTS_TYPE)]
+        weights = [layer for layer in manifest.layers if layer.media_type in WEIGHTS_TYPES]
         if len(weights) != 1:
             raise BadModelFile(f"{ref} has {len(weights)} weight layers; exactly one GGUF layer is supported")
         path = self._blob(weights[0].digest)
@@ -246,7 +362,7 @@ class ModelStore:
             digest=weights[0].digest,
             manifest_digest=entry.digest,
             size_bytes=size_bytes,
-            architecture=config.architecture,
+            architecture=config.architecture or str(metadata.get("general.architecture", "")),
             quantization=config.quantization,
             parameters=config.parameters,
             context_length=config.context_size or _as_count(metadata, "context_length"),
@@ -275,6 +391,7 @@ class ModelStore:
         license: str | None,
         parameters: str | None,
         disposable: bool,
+        chat_template: str | None = None,
     ) -> StoredModel:
         wanted = full_ref(ref)
         try:
@@ -296,8 +413,10 @@ class ModelStore:
             license = license or _as_text(header.metadata.get("general.license"))
             if license:
                 layers.append(self._put(f"SPDX-License-Identifier: {license}\n".encode(), LICENSE_TYPE))
+            if chat_template:
+                layers.append(self._put(chat_template.encode(), TEMPLATE_TYPE))
             config = _config(header, actual_bytes, parameters, [layer.digest for layer in layers])
-            manifest = _Manifest(2, self._put(msgspec.json.encode(config), CONFIG_TYPE), layers)
+            manifest = Manifest(2, self._put(msgspec.json.encode(config), CONFIG_TYPE), layers)
             described = self._put(msgspec.json.encode(manifest), MANIFEST_TYPE)
             described.annotations = {REF_NAME: wanted}
             with self._locked():

@@ -22,7 +22,7 @@ from gateway.commands import (
     exchange,
     image,
     key,
-    model,
+    model_run,
     oauth,
     policy,
     profile_changes,
@@ -56,7 +56,7 @@ app.add_typer(secret.app, name="secret", help="Keep secrets in the vault, and lo
 app.add_typer(user.app, name="user", help="Accounts of people who sign in here.")
 app.add_typer(oauth.app, name="oauth", help="Sign in at the providers of remote servers.")
 app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune container images.")
-app.add_typer(model.app, name="model", help="Fetch, list and remove local models.")
+app.add_typer(model_run.app, name="model", help="Fetch, keep, run and measure local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")
 app.add_typer(client.app, name="client", help="Connect agent clients such as Claude, Cursor and VS Code.")
 catalog.app.command("import")(exchange.import_)

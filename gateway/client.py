@@ -80,10 +80,14 @@ class GatewayClient:
             NoSuchName: the path names a server or profile that is not there.
             GatewayRefused: the gateway says no, and why.
         """
+        return await self.api(method, f"/admin{path}", content)
+
+    async def api(self, method: str, path: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One request to an API whose errors are texts: the admin's, or Ollama's of the models. Raises: as `admin`."""
         answer = Answer()
-        headers = f"Authorization: Bearer {self.running.admin_token}\r\n".encode()
+        headers = f"Authorization: Bearer {self.running.admin_token}\r\nContent-Type: application/json\r\n".encode()
         given = b"" if content is None else msgspec.json.encode(content)
-        self._origin.request(method, f"/admin{path}", headers, given, answer)
+        self._origin.request(method, path, headers, given, answer)
         try:
             body: dict[str, Any] = envelope.value(await answer.content())
         except HttpFailure as exc:
