@@ -5,6 +5,7 @@ Knows no gateway."""
 import base64
 import json
 import os
+import stat
 import tarfile
 import time
 from collections import Counter
@@ -94,10 +95,9 @@ def sweep_session(folder: Path, client: docker.APIClient | None, since: int) -> 
         assert not any(shape in data for shape in wanted), f"a secret is in {where}"
 
     found = Counter(process=sweep_processes(CANARIES))
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink() and file.stat().st_size <= MAX_SWEPT_BYTES:
-            look(str(file), file.read_bytes())
-            found["file"] += 1
+    for name, content in _small_files(folder):
+        look(name, content)
+        found["file"] += 1
     if client is not None:
         found["thing of the engine"] = sweep_whole_engine(client, since, int(time.time()) + 1, CANARIES)
         for one in client.containers(all=True):
@@ -107,11 +107,20 @@ def sweep_session(folder: Path, client: docker.APIClient | None, since: int) -> 
                 look("docker top", json.dumps(client.top(one["Id"], "-eo pid,args"), ensure_ascii=False).encode())
             found["container"] += 1
         for layer in _new_layers(client, since):
-            for file in layer.rglob("*"):
-                if file.is_file() and not file.is_symlink() and file.stat().st_size <= MAX_SWEPT_BYTES:
-                    look(f"an image's layer, {file}", file.read_bytes())
+            for name, content in _small_files(layer):
+                look(f"an image's layer, {name}", content)
             found["layer"] += 1
     return found
+
+
+def _small_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files below the folder; what vanishes meanwhile holds nothing."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(OSError):
+                if stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_size <= MAX_SWEPT_BYTES:
+                    yield str(path), path.read_bytes()
 
 
 def _new_layers(client: docker.APIClient, since: int) -> Iterator[Path]:

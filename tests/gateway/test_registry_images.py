@@ -173,6 +173,7 @@ async def test_a_signed_image_runs_and_is_verified_again_without_its_registry(pl
         await place.store.ensure(entry, progress=silent)
 
 
+@pytest.mark.sec("SEC-072")
 async def test_an_unsigned_image_is_refused(place: Place) -> None:
     entry, _ = place.push("acme/unsigned")
     assert "it is not signed, and acme signs its images" in await place.refusal(entry)
@@ -185,12 +186,14 @@ async def test_a_refused_image_is_not_replaced_by_the_package(place: Place) -> N
     assert "it is not signed" in await place.refusal(both)
 
 
+@pytest.mark.sec("SEC-072")
 async def test_an_image_signed_by_somebody_else_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/foreign")
     place.hub.sign("acme/foreign", digest, signed(STRANGER, payload(digest, place.full("acme/foreign"))))
     assert "none of the 1 keys of acme" in await place.refusal(entry)
 
 
+@pytest.mark.sec("SEC-072")
 async def test_the_signature_of_another_image_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/other")
     of_good = signed(KEY, payload("sha256:" + "0" * 64, place.full("acme/other")))
@@ -201,6 +204,7 @@ async def test_the_signature_of_another_image_is_refused(place: Place) -> None:
     assert "of another repository" in said
 
 
+@pytest.mark.sec("SEC-072")
 async def test_a_tag_that_was_moved_to_another_image_is_refused(place: Place) -> None:
     """The signature is of the digest, so what the tag means later does not inherit it."""
     entry, digest = place.push("acme/moved")
@@ -209,6 +213,7 @@ async def test_a_tag_that_was_moved_to_another_image_is_refused(place: Place) ->
     assert "it is not signed" in await place.refusal(entry)
 
 
+@pytest.mark.sec("SEC-072")
 async def test_an_image_that_was_swapped_behind_its_digest_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/swapped")
     place.hub.sign("acme/swapped", digest, signed(KEY, payload(digest, place.full("acme/swapped"))))
@@ -220,6 +225,7 @@ async def test_an_image_that_was_swapped_behind_its_digest_is_refused(place: Pla
     assert not place.engine.images(name=place.full("acme/swapped"))
 
 
+@pytest.mark.sec("SEC-072")
 async def test_a_truncated_image_is_refused(place: Place) -> None:
     entry, digest = place.push("acme/short")
     place.hub.sign("acme/short", digest, signed(KEY, payload(digest, place.full("acme/short"))))
@@ -263,6 +269,7 @@ async def test_an_unreachable_registry_refuses_what_was_never_verified(
         forget(place.engine, f"{gone.host}/acme/gone")
 
 
+@pytest.mark.sec("SEC-072")
 async def test_an_expired_root_and_a_foreign_identity_refuse_the_image(place: Place) -> None:
     entry, digest = place.push("acme/identity")
     service, old = IdentityService(), IdentityService(days=(-30, -1))

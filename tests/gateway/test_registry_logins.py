@@ -187,6 +187,7 @@ def test_a_mirror_that_wants_a_login_gets_none(tmp_path: Path, hub: Hub) -> None
         assert one.manifest("1").digest == manifest
 
 
+@pytest.mark.sec("SEC-072")
 def test_what_a_mirror_changed_is_taken_from_the_registry_itself_or_refused(hub: Hub, tmp_path: Path) -> None:
     (mirror,) = hub.mirrors
     digest = mirror.put_blob("acme/box", CONTENT)
