@@ -164,23 +164,10 @@ def _ways(entry: Entry) -> Iterator[Literal["published", "local"]]:
 def _check_made(
     client: docker.APIClient, entry: Entry, image: Image, inspected: dict[str, Any], folder: Path, launcher: str
 ) -> None:
-    handed = given(folder, entry)
-    for one in handed.folders:
-        one.source.mkdir(exist_ok=True)
     hidden = any(secret.env or secret.file for secret in entry.secrets)
     network = "none" if entry.network == "none" else "bridge"
-    handed = replace(handed, launcher_volume=launcher if hidden else "", network=network)
-    spec = specification(entry, image, ImageFacts.of(inspected), handed)
-    created = client.create_container_from_config(spec)  # type: ignore[no-untyped-call]
-    try:
-        seen = client.inspect_container(created["Id"])
-    finally:
-        client.remove_container(created["Id"], force=True, v=True)
-    flat = {**seen["Config"], "HostConfig": seen["HostConfig"]}
-    assert not list(differences(spec, flat)), entry.id
-    assert_confined(seen["HostConfig"], entry)
-    targets = {volume.target for volume in entry.volumes} | ({"/run/lockgate"} if hidden else set())
-    assert {one["Destination"] for one in seen["Mounts"]} == targets, entry.id
+    handed = replace(given(folder, entry), launcher_volume=launcher if hidden else "", network=network)
+    seen = _made(client, entry, image, inspected, handed)
     # What the image says of itself has no effect.
     config = seen["Config"]
     assert config["User"] == f"{CONTAINER_UID}:{CONTAINER_UID}"
@@ -191,6 +178,25 @@ def _check_made(
     program = [*(config["Entrypoint"] or ()), *(config["Cmd"] or ())]
     words = list(entry.command if image.origin == "local" else entry.args)
     assert program[len(program) - len(words) :] == words, entry.id
+
+
+def _made(
+    client: docker.APIClient, entry: Entry, image: Image, inspected: dict[str, Any], handed: Given
+) -> dict[str, Any]:
+    """Make the container, compare what the engine says of it with its specification, and remove it."""
+    for one in handed.folders:
+        one.source.mkdir(exist_ok=True)
+    spec = specification(entry, image, ImageFacts.of(inspected), handed)
+    created = client.create_container_from_config(spec)  # type: ignore[no-untyped-call]
+    try:
+        seen: dict[str, Any] = client.inspect_container(created["Id"])
+    finally:
+        client.remove_container(created["Id"], force=True, v=True)
+    assert not list(differences(spec, {**seen["Config"], "HostConfig": seen["HostConfig"]})), entry.id
+    assert_confined(seen["HostConfig"], entry)
+    targets = {volume.target for volume in entry.volumes} | ({"/run/lockgate"} if handed.launcher_volume else set())
+    assert {one["Destination"] for one in seen["Mounts"]} == targets, entry.id
+    return seen
 
 
 @pytest.mark.docker
@@ -210,19 +216,7 @@ async def test_the_engine_made_what_was_specified_from_the_images_that_are_here(
             inspected = client.inspect_image(tag)
         except docker.errors.ImageNotFound:
             tag, inspected = base, client.inspect_image(base)
-        for volume in entry.volumes:
-            (tmp_path / volume.name).mkdir(exist_ok=True)
-        image = Image(tag, "local", str(inspected["Id"]))
-        spec = specification(entry, image, ImageFacts.of(inspected), given(tmp_path, entry))
-        created = client.create_container_from_config(spec)  # type: ignore[no-untyped-call]
-        try:
-            seen = client.inspect_container(created["Id"])
-        finally:
-            client.remove_container(created["Id"], force=True, v=True)
-        flat = {**seen["Config"], "HostConfig": seen["HostConfig"]}
-        assert not list(differences(spec, flat)), entry.id
-        assert_confined(seen["HostConfig"], entry)
-        assert {one["Destination"] for one in seen["Mounts"]} == {volume.target for volume in entry.volumes}
+        _made(client, entry, Image(tag, "local", str(inspected["Id"])), inspected, given(tmp_path, entry))
         return tag != base
 
     with closing(engine()) as client:
