@@ -418,14 +418,9 @@ class Pool:
     def move(self, is_elsewhere: Callable[[Server], bool]) -> None:
         """Servers for which this holds would run elsewhere now: they are started anew there, as if their entry had
         been replaced. All others that failed may be tried again at once."""
-        for id, old in self._servers.items():
-            if old.connections and is_elsewhere(old):
-                self._servers[id] = new = self._server(old.entry)
-                new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
-                self._retire(old, MOVED)
-            elif not old.connections:
-                old.breaker.prove()
-                old.state, old.error = "idle", ""
+        for old in list(self._servers.values()):
+            if not old.connections or is_elsewhere(old):
+                self._anew(old, MOVED)
 
     def renew(self, id: str) -> None:
         """Start the server anew for whoever comes next: something it was given is no longer so. Calls under way on it
@@ -433,12 +428,17 @@ class Pool:
         old = self._servers[id]
         if old.refusal:
             return
-        self._servers[id] = new = self._server(old.entry)
-        new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
-        self._retire(old, RENEWED)
+        new = self._anew(old, RENEWED)
         if old.error and new.listing is None:
             with suppress(errors.UpstreamUnavailable):
                 self.start_soon(id)
+
+    def _anew(self, old: Server, why: str) -> Server:
+        """The same entry with what is known of it, and nothing that runs or failed."""
+        self._servers[old.entry.id] = new = self._server(old.entry)
+        new.heard, new.listing, new.log, new.was_used = old.heard, old.listing, old.log, old.was_used
+        self._retire(old, why)
+        return new
 
     def end_credentials(self, id: str, owner: str) -> None:
         """The same for the connections that hold what this owner keeps."""
