@@ -30,7 +30,7 @@ TICKET_S: Final = 600.0
 """How long a link may be opened, and how long a sign-in may take."""
 MAX_OPEN: Final = 1000
 MAX_STEP_UPS: Final = 3
-"""How often more scopes are asked for one server before it is taken for a loop."""
+"""How often the same scopes are asked for one server before it is taken for a loop."""
 CLIENT: Final = "client"
 PROBE: Final = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
@@ -78,7 +78,8 @@ class Signins:
         self._tickets: OrderedDict[str, Ticket] = OrderedDict()
         self._flows: OrderedDict[str, Flow] = OrderedDict()
         self._refreshing: dict[Place, asyncio.Task[Grant]] = {}
-        self._step_ups: dict[tuple[str, str], int] = {}
+        self._step_ups: OrderedDict[str, int] = OrderedDict()
+        """How often which scopes were asked of whom for which server."""
 
     # -- links -------------------------------------------------------------------------------
 
@@ -255,8 +256,9 @@ class Signins:
             if grant is not None:
                 await self._vault.write([Change(place, None)])
             return self.missing(principal, entry)
-        key = (principal, entry.id)
-        self._step_ups[key] = tries = self._step_ups.get(key, 0) + 1
+        key = " ".join((principal, entry.id, *sorted(said.scope)))
+        tries = self._step_ups.get(key, 0) + 1
+        _keep(self._step_ups, key, tries)
         if tries > MAX_STEP_UPS:
             return CredentialMissing(
                 f"server {entry.id} asks for more rights again and again; it is not asked any more"

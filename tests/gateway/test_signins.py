@@ -191,7 +191,7 @@ async def test_a_server_that_wants_more_rights_gets_a_link_that_asks_for_all_of_
         await Browser().through(link_in(str(refused.value)))
         assert await call(place) == "alice at the provider; read write"
         provider.needs = "never granted to anybody here, as no scope has spaces"
-        for _ in range(2):
+        for _ in range(3):
             with pytest.raises(CredentialMissing, match="/connect/"):
                 await call(place)
         with pytest.raises(CredentialMissing, match="again and again"):
