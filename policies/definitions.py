@@ -16,8 +16,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from policies.wording import RULES, Kind
+from policies.orders import GENERAL
+from policies.wording import RULES as WORDINGS
+from policies.wording import Kind
 
+RULES: Final = (*WORDINGS, *GENERAL)
 MAX_TEXT: Final = 65_536
 """Characters of one text that are read; a longer one is a finding of its own."""
 MAX_TEXTS: Final = 5000

@@ -13,7 +13,8 @@ Kind: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-def _rule(text: str) -> re.Pattern[str]:
+def rule(text: str) -> re.Pattern[str]:
+    """A pattern written over several lines."""
     return re.compile(re.sub(r"\s*\n\s*", "", text), re.IGNORECASE)
 
 
@@ -40,7 +41,7 @@ _HAND_OVER: Final = (
 RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     (
         "imitated speaker",
-        _rule(
+        rule(
             r"""</?\s*(?:system|sys|important|critical|urgent|instructions?|secret|hidden|assistant|assistant_note|user|human|
             admin|developer|tool_call|tool_use|function_calls?|invoke|prompt|override)\b[^<>]{0,80}>
             |<\|?\s*(?:im_start|im_end|system|user|assistant|end|endoftext|eot_id|start_header_id)\s*\|?>
@@ -53,7 +54,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "order to the model",
-        _rule(
+        rule(
             rf"""\b(?:ignor\w*|disregard\w*|forget|overrid\w*|overrul\w*|bypass\w*|set aside|pay no attention to|skip|void|drop|stop following|
             circumvent|neglect)\b[^.]{{0,40}}\b{_PRIOR}\b[^.]{{0,30}}\b{_RULES_WORD}\b
             |\b(?:ignor\w*|disregard\w*|bypass\w*|forget)\b[^.]{{0,30}}\b(?:the|this) (?:user|operator|conversation|host)\b
@@ -79,7 +80,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "order to the model",
-        _rule(
+        rule(
             r"""\b(?:ignorez|oubliez)\b.{0,40}\binstructions?\b|\bignorier\w*\b.{0,40}\b(?:anweisungen|instruktionen)\b
             |\bignora\w*\b.{0,40}\binstrucciones\b|\bignora\w*\b.{0,40}\bistruzioni\b|\bignore\b.{0,40}\binstruções\b
             |忽略.{0,12}(?:指令|指示|说明)|無視.{0,12}|指示.{0,10}無視|игнорируй.{0,30}инструкци|이전.{0,10}(?:지시|명령).{0,10}무시"""
@@ -87,7 +88,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "secrecy",
-        _rule(
+        rule(
             rf"""\b(?:do not|don'?t|never|not|without|avoid|must not|should not|no need to|makes? sure)\b[^.]{{0,25}}
             \b(?:tell(?:ing)?|mention(?:ing)?|inform(?:ing)?|reveal(?:ing)?|disclos\w+|notic\w+|notif\w+|explain(?:ing)?(?: to)?|alert(?:ing)?|show it|show this|know)\b[^.]{{0,40}}
             \b(?:{_USER}|in your (?:answer|reply|response)|this (?:tool|step|instruction)|these instructions)\b
@@ -101,7 +102,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "missing consent",
-        _rule(
+        rule(
             rf"""\b(?:without|skip(?:ping)?|bypass\w*|no need for|not|don'?t|never|no|under no circumstances)\b[^.]{{0,25}}\b(?:ask(?:ing|ed)?|confirm\w*|approv\w+|consent\w*)\b[^.]{{0,30}}
             \b(?:{_USER}|needed|required|necessary|step|first|in advance|before)\b|\b(?:without|skip(?:ping)?|never)\b[^.]{{0,25}}\bpermission\b
             |\b(?:approval|consent|permission) (?:was|has been|is) (?:already )?(?:granted|given)\b|\b(?:user|human) has already (?:given|granted|approved|agreed|consented)
@@ -111,9 +112,9 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "data demanded",
-        _rule(
-            rf"""\b{_HAND_OVER}\b[^.]{{0,60}}{_PRIVATE}|{_PRIVATE}[^.]{{0,60}}\b(?:as|in|into|to) (?:the )?(?:parameter|argument|field|'\w+'|metadata|sample|context|key)
-            |\b{_HAND_OVER}\b[^.]{{0,50}}\b{_OWN_DATA}|\b{_OWN_DATA}\b[^.]{{0,40}}\b(?:as|in|into|to|verbatim|here)\b
+        rule(
+            rf"""(?<!never )(?<!not )\b{_HAND_OVER}\b[^.]{{0,60}}{_PRIVATE}|{_PRIVATE}[^.]{{0,60}}\b(?:as|in|into|to) (?:the )?(?:parameter|argument|field|'\w+'|metadata|sample|context|key)
+            |\b{_HAND_OVER}\b[^.]{{0,50}}\b{_OWN_DATA}|(?<!returns )(?<!sets )(?<!updates )\b{_OWN_DATA}\b[^.]{{0,40}}\b(?:as|in|into|to|verbatim|here)\b
             |\b{_HAND_OVER}\b[^.]{{0,40}}\b(?:user'?s|your|any|every|all|their|of the user)\b[^.]{{0,25}}\b(?:passwords?|credentials|api keys?|tokens?|secrets?|cookies?|personal data|contacts|private keys?)\b
             |\b(?:call|called|run)\b[^.]{{0,40}}\bwith the (?:contents? of the )?(?:full |whole )?(?:conversation|chat)\b
             |\b(?:system|hidden) (?:prompt|instructions)\b[^.]{{0,30}}\b(?:in full|verbatim|here)\b|\b{_OWN_DATA}, verbatim
@@ -126,7 +127,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "other tools",
-        _rule(
+        rule(
             r"""\b(?:you )?(?:must|should|has to|have to|need to|required to)\b[^.]{0,30}\b(?:call|run|use|invoke)\b[^.]{0,30}\b(?:at the start of every|before (?:anything else|every other|any other|answering))\b
             |\b(?:before answering|at the start of every conversation|at the beginning of every)\b[^.]{0,60}\b(?:call|run|use|invoke|must)\b
             |\b(?:always|must) (?:call|run|use|invoke|prefer) this (?:tool|function)\b[^.]{0,40}\b(?:first|over|instead|before (?:any|every|all|each|answering)|at the start|every conversation)
@@ -144,7 +145,7 @@ RULES: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     ),
     (
         "foreign program",
-        _rule(
+        rule(
             r"""\b(?:curl|wget)\b[^|;]{0,80}\|\s*(?:ba|z|da)?sh\b|\brm -rf [/~]|\b(?:run|execute) `?(?:npm|pip|npx|uvx|curl|wget|sudo|bash|sh) [^.]{0,60}\b(?:terminal|before use|first)
             |\bfetch and run\b|\bin the user'?s terminal\b|\buse cat ~/"""
         ),

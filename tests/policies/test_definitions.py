@@ -115,3 +115,21 @@ def test_any_text_is_judged_without_an_accident(text: str) -> None:
 def test_hostile_lengths_take_bounded_work(text: str) -> None:
     """No pattern may go wild: the work is counted in matches per character, not in seconds."""
     inspect({"name": "x", "description": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "least_found", "most_alarms"), [("held_out.jsonl", 0.95, 0.01), ("held_out_later.jsonl", 0.2, 0.02)]
+)
+def test_definitions_by_a_writer_who_knew_neither_rules_nor_samples(
+    name: str, least_found: float, most_alarms: float
+) -> None:
+    """The first set was seen before the general rules were written, the later one was not: of orders in words that are
+    new, few are found (docs/security.md says so). What is found must not become less."""
+    samples = corpus(name)
+    hostile = [bool(sample.pop("hostile")) for sample in samples]
+    found = [bool(inspect(sample)) for sample in samples]
+    recall = sum(map(min, hostile, found)) / sum(hostile)
+    alarms = sum(f and not h for h, f in zip(hostile, found, strict=True)) / (len(hostile) - sum(hostile))
+    print(f"{name}: recall {recall:.3f} of {sum(hostile)}, false alarms {alarms:.3f} of {len(hostile) - sum(hostile)}")
+    assert recall >= least_found
+    assert alarms <= most_alarms
