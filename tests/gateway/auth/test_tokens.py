@@ -236,13 +236,13 @@ async def test_claims_become_groups_and_scopes_as_the_file_says(tmp_path: Path) 
     ]
     async with trusted(tmp_path, *lines) as (place, corp, own):
         seen = []
-        door = place.service.endpoint
+        endpoint = place.service.endpoint
 
         def noted(scope: Any) -> Any:
             seen.append(scope["lockgate.principal"])
             return seen[-1]
 
-        door._principal_of = noted
+        endpoint.principal_of = noted
         changes = {"roles": ["0001-staff", "admin", "staff"], "tenant": "t1", "scope": "gateway.use openid"}
         assert await status(place, corp.token("lockgate-prod", header={"typ": "JWT"}, **changes)) == 200
         (found,) = seen
