@@ -16,6 +16,7 @@ from msgspec import Raw
 from catalog import Entry
 from gateway import errors
 from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
+from gateway.background import Background
 from gateway.connections import NOBODY, SHARED, SHARED_KEY, SPARE, Connection, Credential, Key, Lease, Server
 from gateway.keeper import Keeper, Ready, always
 from gateway.listings import Listing, ListingStore
@@ -91,12 +92,12 @@ class Pool:
         self._servers = {entry.id: self._server(entry) for entry in entries}
         self._retired: list[Server] = []
         """Servers of replaced entries, as long as a call of theirs runs."""
-        self._tasks = tasks
+        self._tasks = Background(tasks)
         self._events = events
         self._bounds = bounds
         self._first_use = first_use
         self._places = Places(bounds.servers, bounds.queue_s, self._make_room)
-        self._listings = Relisting(listings, tasks, events, self._start_spare, admit)
+        self._listings = Relisting(listings, self._tasks, events, self._start_spare, admit)
         self._keeper = Keeper(runtime_for, ready, self._places, self._listings, self, bounds.health_s)
         self._log_level = ""
         self._is_ending = False

@@ -11,10 +11,10 @@ from typing import Final, Protocol, TypeAlias
 import anyio
 import msgspec
 from anyio import to_thread
-from anyio.abc import TaskGroup
 
 from catalog import CatalogError, Entry
 from gateway import errors
+from gateway.background import Background
 from gateway.connections import SPARE, Key, Server
 from gateway.listings import Listing, ListingStore, learn
 
@@ -46,7 +46,7 @@ class Relisting:
     def __init__(
         self,
         store: ListingStore,
-        tasks: TaskGroup,
+        tasks: Background,
         hears: Hears,
         start_spare: Callable[[Server], bool],
         admit: Admit = everything,
