@@ -40,6 +40,8 @@ class CedarEngine:
         self._sets = dict(sets)
         self._chosen = dict(chosen)
         self._slices: dict[tuple[str, str, str, Action], _Slice] = {}
+        self._alike: dict[tuple[str, ...], _Slice] = {}
+        """Slices by the set and the rules they are made of: most servers have the same ones."""
         self._alone = {name: frozenset(rule.only for rule in each.rules) for name, each in sets.items()}
         texts = sorted((name, rule.id, rule.text) for name, each in sets.items() for rule in each.rules)
         whole = repr((base.generation, texts, sorted(chosen.items())))
@@ -103,8 +105,12 @@ class CedarEngine:
                 for rule in (own.rules if own is not None else ())
                 if any(rule.concerns(profile, server, item, kind, action) for kind in kinds)
             ]
+            name = own.name if own is not None else ""
+            made = (name, *(rule.id for rule in rules))
+            if made not in self._alike:
+                self._alike[made] = _Slice(name, rules)
             # Who asks chooses neither: profiles and servers are the catalogue's.
-            found = self._slices[key] = _Slice(own.name if own is not None else "", rules)
+            found = self._slices[key] = self._alike[made]
         return found
 
 
@@ -134,6 +140,7 @@ class _Slice:
         self._possible = _policy_set(possible) if permits else None
         hiding = {id: tree for id, tree in possible.items() if not self._rules[id].permits}
         self._hiding = _policy_set(hiding) if hiding else None
+        self._permits_all = all(rule.permits for rule in rules) and any(map(_is_unconditional, rules))
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -202,8 +209,8 @@ class _Slice:
 
     def possible(self, requests: list[Request], action: Action) -> list[bool]:
         """Which of these, of one principal, could be permitted."""
-        if self._possible is None:
-            return [False] * len(requests)
+        if self._possible is None or self._permits_all:
+            return [self._permits_all] * len(requests)
         return [
             answer is not None and answer.allowed and not answer.diagnostics.errors
             for answer in self._each(requests, action, self._possible)
@@ -242,6 +249,12 @@ class _Slice:
             places.append(alike[key])
         answers = _ask(asked, policies, [_user(requests[0].principal), *entities]) if asked else []
         return [answers[place] if place is not None else None for place in places]
+
+
+def _is_unconditional(rule: Rule) -> bool:
+    """Whether a rule permits everything to everybody: nothing of a request can change its word."""
+    heads = (rule.tree[part] for part in ("principal", "action", "resource"))
+    return rule.permits and not rule.tree.get("conditions") and all(head == {"op": "All"} for head in heads)
 
 
 def _policy_set(trees: Mapping[str, Mapping[str, Any]]) -> cedarpy.PolicySet:

@@ -412,3 +412,24 @@ def test_shipped_sets_do_what_their_names_say(name: str, reading: bool, writing:
         assert one.decide(asked("memo://x", action)).allowed is other
     assert one.decide(asked("a/b", "extension")).allowed is (name == "open")
     assert not any(one.reads_context(asked("read", action)) for action in ("call", "read", "prompt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (OPEN, [True, True, True]),
+        (f'{OPEN} forbid (principal, action, resource in Server::"s");', [False, False, True]),
+        (f'{OPEN} forbid (principal, action == Action::"list", resource == Tool::"s/read");', [False, True, True]),
+        ('permit (principal in Group::"staff", action, resource);', [True, True, True]),
+        ('permit (principal in Group::"others", action, resource);', [False, False, False]),
+        ('permit (principal, action, resource in Server::"unasked");', [False, False, True]),
+        ('permit (principal, action == Action::"read", resource);', [False, False, False]),
+        ("permit (principal, action, resource) when { principal.strength == \"password\" };", [True, True, True]),
+        ("permit (principal, action, resource) when { principal.strength == \"key\" };", [False, False, False]),
+    ],
+)  # fmt: skip
+def test_what_is_listed_is_what_each_server_alone_would_list(text: str, seen: list[bool]) -> None:
+    items = [asked("read", "list"), asked("fetch", "list"), Request(ME, "list", "p", "unasked", "any")]
+    one = engine(text)
+    assert one.visible(items) == seen
+    assert [engine(text).decide(item).allowed for item in items] == seen
