@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +31,9 @@ def agent(gateway: RunningGateway, *arguments: str, **env: str) -> "subprocess.C
     return gateway.cli("agent", *arguments, **env)
 
 
-def calls(gateway: RunningGateway, since: float) -> list[str]:
-    lines = [line for line in gateway.audit() if line["at"] >= since and line["client"] == "lockgate"]
+def calls(gateway: RunningGateway, before: int) -> list[str]:
+    """The tools that agents called after so many lines of the audit file."""
+    lines = [line for line in gateway.audit()[before:] if line["client"] == "lockgate"]
     return [line["name"] for line in lines if line["method"] == "tools/call"]
 
 
@@ -44,7 +44,7 @@ def run_json(gateway: RunningGateway, *arguments: str) -> tuple[int, dict[str, A
 
 
 def test_a_model_served_elsewhere_works_with_the_tools_and_each_step_is_shown(gateway: RunningGateway) -> None:
-    began = time.time() - 1
+    began = len(gateway.audit())
     with scripted_model([TOKYO, PARIS], "It is late.") as model:
         done = agent(gateway, "run", "What time is it?", "--model", model.url)
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def newest(gateway: RunningGateway) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on_where_it_was_and_makes_no_call_twice(gateway: RunningGateway) -> None:
-    began = time.time() - 1
+    began = len(gateway.audit())
     with scripted_model([TOKYO], [PARIS], "It is late.") as model:
         model.hold_from = 2
         with at_work(gateway, "What time is it, twice?", "--model", model.url) as process:
@@ -180,7 +180,7 @@ def test_a_run_that_reached_a_limit_goes_on_with_a_new_one(gateway: RunningGatew
 def test_a_run_is_replayed_with_the_recorded_results_and_calls_no_server(gateway: RunningGateway) -> None:
     with scripted_model([TOKYO], "It is late.") as model:
         _, first = run_json(gateway, "run", "What time is it?", "--model", model.url)
-    began = time.time()
+    began = len(gateway.audit())
     with scripted_model([TOKYO, PARIS], "Still late.") as other:
         done = agent(gateway, "replay", first["run"], "--model", other.url, "--json")
     found = json.loads(done.stdout)
@@ -221,7 +221,7 @@ def test_an_agent_of_the_folder_is_told_its_prompt_and_has_its_tools(gateway: Ru
 
 
 def test_without_anybody_to_agree_only_tools_that_change_nothing_are_called(gateway: RunningGateway) -> None:
-    began = time.time() - 1
+    began = len(gateway.audit())
     read = ("filesystem__list_allowed_directories", {})
     with scripted_model([NOTE, read], "Done.") as model:
         code, found = run_json(gateway, "run", "Note it", "--model", model.url, "--approve", "never")
@@ -233,7 +233,7 @@ def test_without_anybody_to_agree_only_tools_that_change_nothing_are_called(gate
 
 
 def test_asking_without_a_terminal_is_a_no(gateway: RunningGateway) -> None:
-    began = time.time() - 1
+    began = len(gateway.audit())
     with scripted_model([TOKYO], "Then not.") as model:
         code, found = run_json(gateway, "run", "What time is it?", "--model", model.url, "--approve", "ask")
     assert code == 0
@@ -243,7 +243,7 @@ def test_asking_without_a_terminal_is_a_no(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize(("typed", "made"), [(b"y\n", 1), (b"n\n", 0), (b"\n", 0)])
 def test_the_person_at_the_terminal_is_asked_before_each_call(gateway: RunningGateway, typed: bytes, made: int) -> None:
-    began = time.time() - 1
+    began = len(gateway.audit())
     with scripted_model([TOKYO], "So be it.") as model:
         outside, inside = pty.openpty()
         process = subprocess.Popen(
