@@ -20,6 +20,7 @@ from gateway.commands import (
     check,
     client,
     exchange,
+    finding,
     image,
     key,
     model_run,
@@ -59,6 +60,7 @@ app.add_typer(image.app, name="image", help="Build, pull, verify, list and prune
 app.add_typer(model_run.app, name="model", help="Fetch, keep, run and measure local models.")
 app.add_typer(agent.app, name="agent", help="Let the local model work with the tools.")
 app.add_typer(client.app, name="client", help="Connect agent clients such as Claude, Cursor and VS Code.")
+catalog.app.command("search")(finding.search)
 catalog.app.command("import")(exchange.import_)
 catalog.app.command("review")(review.review)
 catalog.app.command("export")(exchange.export)

@@ -61,7 +61,7 @@ def remove_unfinished(run: Run, state_dir: Path, cache_dir: Path) -> None:
 
 def _half_written(state_dir: Path, cache_dir: Path) -> Iterator[Path]:
     """Files named by the process that writes them, where there is no such process any more."""
-    for folder in (cache_dir / "catalogs", cache_dir / "signatures"):
+    for folder in (cache_dir / "catalogs", cache_dir / "signatures", cache_dir / "vectors"):
         yield from (file for file in folder.glob("*.tmp") if _is_gone(file.suffixes[-2:][0].lstrip(".")))
     yield from (file for file in state_dir.glob(".catalog.lock.*") if _is_gone(file.suffix.lstrip(".")))
 

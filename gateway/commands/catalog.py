@@ -1,4 +1,4 @@
-"""`lockgate catalog`: check, search and look at the catalogue, and compare two.
+"""`lockgate catalog`: check and look at the catalogue, and compare two.
 
 Knows what to print; the catalog room knows the rules."""
 
@@ -39,7 +39,6 @@ from gateway.rulebook import open_rulebook
 
 app = typer.Typer(no_args_is_help=True)
 
-SHOWN_MATCHES: Final = 15
 SHOWN_COUNTS: Final = 12
 VALUE_CHARS: Final = 160
 
@@ -94,33 +93,6 @@ def print_refused(refused: Mapping[str, str]) -> None:
 
 def _rows(problems: list[Problem]) -> list[dict[str, Any]]:
     return [{**asdict(problem), "file": str(problem.file)} for problem in problems]
-
-
-@app.command("search")
-def search(
-    text: Annotated[list[str], typer.Argument(help="Words, or a question.")],
-    as_json: AsJson = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many to show at most.")] = SHOWN_MATCHES,
-) -> None:
-    """Find servers by what they are for: searches ids, titles, descriptions, categories and tools."""
-    asked = " ".join(text)
-    found = open_catalog(settings()).search(asked)
-    if as_json:
-        print_json([entry.model_dump(mode="json") for entry in found[:limit]])
-        return
-    if not found:
-        err.print(f"Nothing matches {asked!r}. Try other words, or see what there is: lockgate catalog stats")
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("entry", style="cyan", no_wrap=True)
-    table.add_column("runs as", no_wrap=True)
-    table.add_column("needs", style="yellow", no_wrap=True)
-    table.add_column("description")
-    for entry in found[:limit]:
-        table.add_row(entry.id, _runs_as(entry), ", ".join(_needs(entry)), entry.description)
-    out.print(table)
-    if len(found) > limit:
-        err.print(f"{len(found) - limit} more; all of them: --limit {len(found)}")
 
 
 @app.command("show")
@@ -185,7 +157,8 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "tools", "known only after a sign-in"
 
 
-def _runs_as(entry: Entry) -> str:
+def runs_as(entry: Entry) -> str:
+    """The ways an entry can run, in a few words."""
     ways = (
         (entry.image, "image"),
         (entry.package, "package"),
@@ -196,15 +169,16 @@ def _runs_as(entry: Entry) -> str:
     return ", ".join(name for way, name in ways if way)
 
 
-def _needs(entry: Entry) -> list[str]:
-    needs = []
+def needs(entry: Entry) -> list[str]:
+    """What has to be given before it can start."""
+    found = []
     if any(secret.required for secret in entry.secrets):
-        needs.append("secret")
+        found.append("secret")
     if entry.oauth is not None:
-        needs.append("sign-in")
+        found.append("sign-in")
     if any(setting.required for setting in entry.config) or entry.config_any_of:
-        needs.append("settings")
-    return needs
+        found.append("settings")
+    return found
 
 
 @app.command("pick")
@@ -260,8 +234,8 @@ def _counts(catalog: Catalog) -> dict[str, dict[str, int]]:
     entries = list(catalog.entries.values())
     here = [entry for entry in entries if entry.image or entry.package or entry.per_call]
     counts: dict[str, Counter[str]] = {
-        "runs_as": Counter(_runs_as(entry) for entry in entries),
-        "needs": Counter(need for entry in entries for need in _needs(entry) or ["nothing"]),
+        "runs_as": Counter(runs_as(entry) for entry in entries),
+        "needs": Counter(need for entry in entries for need in needs(entry) or ["nothing"]),
         "network": Counter(entry.network for entry in here),
         "categories": Counter(category for entry in entries for category in entry.categories),
         "licences": Counter(entry.license or "not known" for entry in entries),

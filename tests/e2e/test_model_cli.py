@@ -66,6 +66,14 @@ def test_models_are_loaded_listed_and_unloaded(serving: RunningGateway) -> None:
     assert json.loads(printed(serving.cli("model", "ps", "--json"))) == []
 
 
+def test_catalogue_is_searched_by_meaning_with_the_running_gateways_model(serving: RunningGateway) -> None:
+    asked = ("catalog", "search", "rain", "tomorrow", "--json")
+    assert json.loads(printed(serving.cli(*asked))) == []
+    found = json.loads(printed(serving.cli(*asked, "--semantic", "--model", MODEL)))
+    assert [entry["id"] for entry in found] == ["nobody"]
+    assert [one["model"] for one in json.loads(printed(serving.cli("model", "ps", "--json")))] == [MODEL]
+
+
 def test_loading_needs_a_gateway_that_runs(tmp_path: Path) -> None:
     assert "lockgate serve" in refused(lockgate("model", "load", MODEL, state=tmp_path / "state"), 1)
 

@@ -137,7 +137,13 @@ async def test_the_socket_before_an_engine_behind_ssh_goes_with_its_gateway(tmp_
 @pytest.mark.sec("SEC-074")
 def test_files_that_a_dead_gateway_had_not_finished_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     state, cache = tmp_path / "state", tmp_path / "cache"
-    for folder in (state / "listings", state / "definitions", cache / "catalogs", cache / "signatures"):
+    for folder in (
+        state / "listings",
+        state / "definitions",
+        cache / "catalogs",
+        cache / "signatures",
+        cache / "vectors",
+    ):
         folder.mkdir(parents=True)
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -154,6 +160,7 @@ def test_files_that_a_dead_gateway_had_not_finished_go_and_those_of_the_living_s
             state / "runs" / ".0123456789abcdef",
             cache / "catalogs" / f"a.{ended.pid}.tmp",
             cache / "signatures" / f"a.{ended.pid}.tmp",
+            cache / "vectors" / f"a.{ended.pid}.tmp",
         ]
         living = [
             state / "catalog.lock",
@@ -163,6 +170,7 @@ def test_files_that_a_dead_gateway_had_not_finished_go_and_those_of_the_living_s
             cache / "catalogs" / f"a.{os.getpid()}.tmp",
             cache / "catalogs" / "a.json",
             cache / "signatures" / f"a.{os.getpid()}.tmp",
+            cache / "vectors" / f"a.{os.getpid()}.tmp",
         ]
         for file in (*dead, *living):
             file.touch()
