@@ -103,6 +103,6 @@ def test_questions_of_the_frozen_set_are_answered_well(shipped: Catalog) -> None
     assert len(asked) == 200
     assert len({question.query for question in asked}) == 200
     assert hashlib.sha256(search.QUERIES.read_bytes()).hexdigest() == FROZEN
-    score, lacking = search.score(shipped, asked)
+    score, lacking = search.score(shipped.search, asked)
     assert score.recall_at_5 >= 0.9, "\n".join(f"{question.query}: {first}" for question, first in lacking)
     assert score.mrr >= 0.9
