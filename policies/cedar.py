@@ -170,6 +170,10 @@ class _Slice:
         view, name = place
         if not isinstance(request.arguments, Mapping):
             raise Unjudgeable("the arguments are no object")
+        for other in request.arguments:
+            # Some servers read names without regard to capitals, and take the last.
+            if other != name and other.casefold() == name.casefold() and self._shape(request, other) is None:
+                raise Unjudgeable(f"{other[:100]!r} may be taken for it")
         value = request.arguments.get(name)
         if value is None:
             return None

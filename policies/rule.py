@@ -72,7 +72,9 @@ class Rule:
     def only(self) -> str:
         """The one item its head is about, as `server/item`; empty if it may be about several."""
         scope = self.tree["resource"]
-        return scope["entity"]["id"] if scope["op"] == "==" else ""
+        entity = scope.get("entity") or (scope.get("in") or {}).get("entity")
+        # Nothing is in an item but the item itself.
+        return entity["id"] if entity is not None and entity["type"] not in ("Server", "Profile") else ""
 
     def concerns(self, profile: str, server: str, item: str, type: str, action: str) -> bool:
         """Whether its head matches things of that type in that server of that profile: the item, if one is given, else

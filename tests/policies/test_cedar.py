@@ -433,3 +433,24 @@ def test_what_is_listed_is_what_each_server_alone_would_list(text: str, seen: li
     one = engine(text)
     assert one.visible(items) == seen
     assert [engine(text).decide(item).allowed for item in items] == seen
+
+
+@pytest.mark.sec("SEC-104")
+@pytest.mark.parametrize("head", ['== Tool::"s/read"', 'in Tool::"s/read"', 'is Tool in Tool::"s/read"'])
+def test_one_tool_is_forbidden_however_the_head_names_it(head: str) -> None:
+    rules = engine(f"permit (principal, action, resource); forbid (principal, action, resource {head});")
+    assert not rules.decide(asked("read")).allowed
+    assert rules.decide(asked("fetch")).allowed
+    assert rules.visible([asked("read", "list"), asked("fetch", "list")]) == [False, True]
+
+
+@pytest.mark.sec("SEC-105")
+def test_an_argument_in_other_capitals_gets_around_no_rule() -> None:
+    def where(folder: str) -> str:
+        return f'resource == Tool::"s/read") when {{ context.path has path && context.path.path like "{folder}/*" }};'
+
+    permits = f"permit (principal, action, {where('/data')}"
+    assert allows(permits, asked(path="/data/a", other="/etc"))
+    assert not allows(permits, asked(path="/data/a", Path="/etc/b"))
+    forbids = f"permit (principal, action, resource); forbid (principal, action, {where('/etc')}"
+    assert not allows(forbids, asked(PATH="/etc/b"))
