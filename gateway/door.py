@@ -121,9 +121,9 @@ class Door:
             raise
         except errors.UpstreamError as exc:
             record.outcome, record.detail = "upstream", type(exc).__name__
-            if isinstance(exc, errors.TokenRefused) and record.server in self.pool.servers:
-                entry = self.pool.servers[record.server].entry
-                raise await self.credentials.refused(caller.principal.id, entry, exc) from exc
+            refused = self.pool.servers.get(record.instance or record.server)
+            if isinstance(exc, errors.TokenRefused) and refused is not None:
+                raise await self.credentials.refused(caller.principal.id, refused.entry, exc) from exc
             raise
         except WireError as exc:
             record.outcome, record.detail = "error", str(exc.code)

@@ -176,7 +176,10 @@ class Signins:
         """Who we are there: a client that the operator has set, one registered before, or a new one."""
         redirect = f"{self.base}/connect/callback"
         given, secret = await to_thread.run_sync(
-            lambda: (self._secrets.get(f"{entry.id}.client_id"), self._secrets.get(f"{entry.id}.client_secret"))
+            lambda: (
+                self._secrets.get(f"{entry.entry_id}.client_id"),
+                self._secrets.get(f"{entry.entry_id}.client_secret"),
+            )
         )
         if given is not None:
             shared = secret.reveal().decode() if secret is not None else ""
@@ -188,7 +191,7 @@ class Signins:
         if not authority.register:
             raise CredentialMissing(
                 f"{urlsplit(authority.issuer).netloc} registers nobody by itself: register this gateway there with the "
-                f"redirect address {redirect}, and run lockgate secret set {entry.id}.client_id"
+                f"redirect address {redirect}, and run lockgate secret set {entry.entry_id}.client_id"
             )
         client = await exchange.register(fetcher, authority, redirect, scope)
         await self._vault.write([Change(place, msgspec.json.encode(client))])

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
-from catalog import CallTool, ConfigInvalid, Entry, Setting
+from catalog import CallTool, ConfigInvalid, Entry, Instance, Setting
 from gateway import __version__, errors
 from gateway.runtimes.oneshot import Made, Maker, Outcome, run_once
 from gateway.serverlog import ServerLog
@@ -33,18 +33,21 @@ _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
 
 def tool_entry(entry: Entry, tool: CallTool) -> Entry:
     """The container of one tool as an entry: what a caller gives are its settings."""
-    return Entry(
-        id=entry.entry_id,
-        title=entry.title,
-        description=tool.description,
-        image=tool.image,
-        args=tool.command,
-        config=tool.parameters,
-        secrets=entry.secrets,
-        mounts=tool.mounts,
-        network=entry.network,
-        limits=entry.limits,
-    )
+    members: dict[str, Any] = {
+        "id": entry.id,
+        "title": entry.title,
+        "description": tool.description,
+        "image": tool.image,
+        "args": tool.command,
+        "config": tool.parameters,
+        "secrets": entry.secrets,
+        "mounts": tool.mounts,
+        "network": entry.network,
+        "limits": entry.limits,
+    }
+    if isinstance(entry, Instance):
+        return Instance(**members, of=entry.of, secret_names=entry.secret_names)
+    return Entry(**members)
 
 
 def definition(tool: CallTool) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import Any
 import anyio
 import pytest
 
-from catalog import Volume
+from catalog import Catalog, Entry, Profile, Volume
 from gateway.choice import read_choice
-from gateway.errors import SecretsError
+from gateway.errors import SecretsError, TokenRefused
 from gateway.mounts import MountGuard
 from gateway.runtimes.handover import Handover
+from gateway.runtimes.percall import tool_entry
 from gateway.secrets import FolderSecrets, Secrets
 from gateway.serving import socket_path
+from gateway.upstream import Upstream
 from tests.gateway.callers import JSON, message
 from tests.gateway.running import USER, by_header, running
 from tests.gateway.test_modern import result, streaming
@@ -31,6 +33,9 @@ BOX: dict[str, Any] = {
     "secrets": [{"name": "box.token", "env": "TOKEN", "required": False}],
     "volumes": [{"name": "data", "target": "/data"}],
 }
+
+
+WORK = {"box.token": "work/box"}
 
 
 def configured(text: str) -> dict[str, Any]:
@@ -253,3 +258,37 @@ async def test_approval_is_of_the_entry_and_reaches_every_instance(tmp_path: Pat
         assert [(one["server"], one["tool"]) for one in waiting] == [("box", "x")]
         assert (await admin(place, "POST", "/reviews/box/approve?tool=x"))[0] == 200
         assert sorted(await session.tools()) == ["one__x", "two__x"]
+
+
+async def test_a_token_that_is_refused_is_that_of_the_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profiles = {"all": {"servers": ["one"], "details": {"one": {"server": "a"}}}}
+    async with running(tmp_path, {"a": ["friendly"]}, profiles) as place:
+        session = await place.session()
+        await session.tools()
+        asked: list[str] = []
+
+        async def refused(principal: str, entry: Entry, exc: TokenRefused) -> TokenRefused:
+            asked.append(entry.id)
+            return exc
+
+        async def start(*_: object, **__: object) -> None:
+            raise TokenRefused("no", "Bearer")
+
+        monkeypatch.setattr(place.gateway.door.credentials, "refused", refused)
+        monkeypatch.setattr(Upstream, "start", start)
+        await session.ask("tools/call", {"name": "one__echo", "arguments": {}})
+        monkeypatch.undo()
+        assert asked == [place.gateway.profile.runs["one"]]
+
+
+async def test_a_container_for_one_call_gets_the_secrets_of_its_instance() -> None:
+    tool = {"name": "run", "description": "Runs.", "image": "docker.io/acme/run:1"}
+    box = {"id": "box", "title": "Box", "description": "Keeps.", "per_call": [tool], "secrets": BOX["secrets"]}
+    entry = Entry.model_validate(box)
+    profile = Profile.model_validate(
+        {"name": "p", "title": "P", "servers": ["work"], "details": {"work": {"server": "box", "secrets": WORK}}}
+    )
+    (one,) = (one for one in Catalog(Path("c"), {"box": entry}, {"p": profile}).runnable.values() if one.id != "box")
+    made = tool_entry(one, entry.per_call[0]).configured({})
+    assert (made.id, made.entry_id, made.kept_as("box.token")) == (one.id, "box", "work/box")
+    assert tool_entry(entry, entry.per_call[0]).kept_as("box.token") == "box.token"
