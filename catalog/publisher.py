@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from catalog.parts import Id, Line, Part, refuse
 from catalog.spelling import quoted
 
+HUB_NAMES = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"))
 _PATTERN = re.compile(r"[a-z0-9][a-z0-9._:/-]*(?:/\*)?")
 _PEM = re.compile(r"\s*-----BEGIN ([A-Z ]+)-----\n[A-Za-z0-9+/=\n ]+-----END \1-----\s*")
 
@@ -78,8 +79,19 @@ class Publisher(Part):
 
 def covers(pattern: str, repository: str) -> bool:
     """Whether a pattern names this repository (registry and path, in full); what names no registry is of Docker Hub."""
-    full = pattern if _has_registry(pattern) else f"docker.io/{pattern}"
+    registry, _, path = pattern.partition("/") if _has_registry(pattern) else ("docker.io", "", pattern)
+    registry, path = in_full(registry, path)
+    full = f"{registry}/{path}"
     return repository == full or (full.endswith("/*") and repository.startswith(full[:-1]))
+
+
+def in_full(registry: str, path: str) -> tuple[str, str]:
+    """A registry and a path in it by the one name of each: Docker Hub has several, and its own images a short one."""
+    if "." in registry:  # else it is one by its port alone
+        registry = registry.removesuffix(":443")
+    if registry in HUB_NAMES:
+        return "docker.io", path if "/" in path or path == "*" else f"library/{path}"
+    return registry, path
 
 
 def _has_registry(pattern: str) -> bool:

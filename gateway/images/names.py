@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from catalog.publisher import in_full
+
 HUB: Final = "docker.io"
-_HUB_NAMES: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io"})
 HUB_HOST: Final = "registry-1.docker.io"
 
 
@@ -52,7 +53,5 @@ def parse(reference: str) -> ImageName:
     first, slash, path = name.partition("/")
     if not slash or not (first == "localhost" or "." in first or ":" in first):
         first, path = HUB, name
-    if first in _HUB_NAMES:
-        first = HUB
-        path = path if "/" in path else f"library/{path}"
+    first, path = in_full(first, path)
     return ImageName(first, path, tag or None, digest or None)
