@@ -443,7 +443,9 @@ class Pool:
 
     def end_credentials(self, id: str, owner: str) -> None:
         """The same for the connections that hold what this owner keeps."""
-        mine = [one for one in self._find(id).connections.values() if one.key.credential.owner == owner]
+        server = self._servers.get(id)  # one that is refused holds none, and is no reason to fail
+        held = server.connections.values() if server is not None else ()
+        mine = [one for one in held if one.key.credential.owner == owner]
         if mine:
             self._tasks.start_soon(self._end_unused, mine)
 

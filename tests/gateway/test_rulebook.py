@@ -216,6 +216,7 @@ async def test_rules_in_force_stay_when_their_file_is_damaged(damage: str, tmp_p
     async with running(tmp_path, LOCAL_SERVERS, rules=rules) as place:
         session = await place.session()
         assert {name.partition("__")[0] for name in await session.tools()} == {"b"}
+        place.gateway.pool.end_credentials("a", "ada")  # what is refused holds none
         if damage == "wrong":
             rules.write_text("version: 1\nblok: []\n")
         else:
