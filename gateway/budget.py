@@ -63,13 +63,13 @@ class Shelf:
     """All tools of a surface that does not list all of them, ready to be searched."""
 
     def __init__(self, definitions: Mapping[str, bytes]) -> None:
-        self._definitions = definitions
+        self.definitions = definitions
         self._words: dict[str, Counter[str]] | None = None
 
     def find(self, query: str) -> list[bytes]:
         """The definitions of the tools that fit a question best, the best first, equals in the order of the profile."""
         if self._words is None:
-            self._words = {name: _weights(name, raw) for name, raw in self._definitions.items()}
+            self._words = {name: _weights(name, raw) for name, raw in self.definitions.items()}
         known = self._words
         wanted = dict.fromkeys(words(query[:MAX_QUERY_CHARS]))
         scores: dict[str, float] = {}
@@ -81,7 +81,7 @@ class Shelf:
                     count = known[name][meant]
                     scores[name] = scores.get(name, 0.0) + rarity * count / (count + 1)
         best = sorted(scores, key=lambda name: -scores[name])
-        return [self._definitions[name] for name in best[:MOST_FOUND]]
+        return [self.definitions[name] for name in best[:MOST_FOUND]]
 
 
 class Cut(NamedTuple):

@@ -163,11 +163,14 @@ class Delegate:
 
     async def _tools(self, caller: Caller, patterns: Sequence[str]) -> list[Tool]:
         """What the caller may see here, without the gateway's own tools: a task is not handed on for ever."""
-        await self._door.learn(caller.profile.runs.values())
+        if self._door.admits(caller):
+            await self._door.learn(caller.profile.names, caller=caller)
         view = self._door.surface(caller)
         servers = self._door.pool.servers
         inner = {name for name, target in view.tools.items() if servers[target.server].entry.built_in}
-        listed: list[Tool] = [envelope.value(raw) for raw in view.pages["tools/list"].raw]
+        # With a budget the list is short, and has tools that call any other, also this one.
+        definitions = view.pages["tools/list"].raw if view.shelf is None else view.shelf.definitions.values()
+        listed: list[Tool] = [envelope.value(raw) for raw in definitions]
         found = [tool for tool in listed if tool["name"] not in inner and selects(patterns, tool["name"])]
         for pattern in patterns:
             if not any(selects([pattern], tool["name"]) for tool in found):

@@ -220,7 +220,7 @@ class Door:
             return None
         record.name = name
         if self.admits(caller):
-            await self.learn(caller.profile.names)
+            await self.learn(caller.profile.names, caller=caller)
         shelf = self.surface(caller).shelf
         if shelf is None:
             return None

@@ -5,6 +5,7 @@ Knows the revision of sessions and one kind of item, tools; what a tool does is 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,9 +21,12 @@ from gateway.wire.revisions import Era
 if TYPE_CHECKING:
     from gateway.caller import Caller
 
+_log: Final = logging.getLogger(__name__)
+
 REVISION: Final = "2025-11-25"
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
 
 calling: ContextVar[Caller] = ContextVar("calling")
 """Whose call is being carried; the door says so before it asks an upstream, and only servers in here look."""
@@ -122,6 +126,9 @@ class InnerChannel:
             result = await tool.call(caller, params.get("arguments") or {}, progress)
         except ToolArgumentsInvalid as exc:
             self._deliver({"id": id, **_error(INVALID_PARAMS, str(exc))}, id)
+        except Exception as exc:  # noqa: BLE001  # outermost border of a call: whoever waits gets an answer
+            _log.exception("built-in tool %s: internal error", params.get("name"))
+            self._deliver({"id": id, **_error(INTERNAL_ERROR, f"internal error: {type(exc).__name__}")}, id)
         else:
             self._deliver({"id": id, "result": result}, id)
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from engine.transcript import load
+from gateway.delegation import Delegate
 from tests.gateway.callers import Session, message
 from tests.gateway.running import USER, Place, by_header, running
 from tests.servers import DEADLINE_S, until
@@ -72,6 +73,32 @@ async def test_the_model_is_offered_what_the_caller_may_call_and_nothing_of_the_
     told = [message["content"] for message in model.asked[1]["messages"] if message["role"] == "tool"]
     assert all("there is no function" in text for text in told)
     assert len(told) == 3
+
+
+async def test_with_a_budget_the_model_is_offered_all_tools_and_none_that_calls_others(tmp_path: Path) -> None:
+    profiles = {
+        "all": {"servers": ["agent", "good"], "tools": {"good": ["echo", "pid", "fail"]}, "budget": {"tools": 3}}
+    }
+    servers = {"good": ["friendly"], "agent": AGENT}
+    again = ("lockgate__call_tool", {"name": "agent__delegate", "arguments": {"task": "again"}})
+    with scripted_model([again, ("good__pid", {})], "Done.") as model:
+        async with running(tmp_path, servers, profiles, model=model.url) as place_:
+            result = await delegate(await place_.session())
+    offered = {tool["function"]["name"] for tool in model.asked[0]["tools"]}
+    assert offered == {"good__echo", "good__pid", "good__fail"}
+    assert [call["tool"] for call in result["structuredContent"]["receipt"]["calls"]] == ["good__pid"]
+
+
+async def test_an_accident_in_a_tool_of_the_gateways_own_is_answered(tmp_path: Path) -> None:
+    async with place(tmp_path, "Done.") as (place_, _):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Delegate, "call", broken)
+            answer = await (await place_.session()).ask("tools/call", {"name": "agent__delegate", "arguments": {}})
+        assert answer["error"]["code"] == -32603
+
+
+async def broken(*_: object) -> None:
+    raise OSError("an accident")
 
 
 async def test_whoever_calls_it_is_who_calls_the_tools(tmp_path: Path) -> None:
