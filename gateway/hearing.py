@@ -88,6 +88,9 @@ class Hearing:
             raise errors.UnknownName(f"Resource not found: {uri[:256]}")
         return target
 
+    def _may_read(self, caller: Caller, server: str, uri: str) -> bool:
+        return server in caller.profile.names and self._door.decide(caller, "read", server, uri).allowed
+
     def _unsubscribe_soon(self, caller: Caller, key: tuple[str, str]) -> None:
         callers = self._subscribers.get(key)
         if callers is None:
@@ -131,7 +134,8 @@ class Hearing:
             return
         members.pop("_meta", None)
         for caller in list(self._subscribers.get((server, uri), ())):
-            if not _is_theirs(upstream, caller):
+            # Rules and profiles may have changed since it subscribed.
+            if not _is_theirs(upstream, caller) or not self._may_read(caller, server, uri):
                 continue
             view = self._door.surface(caller)
             named = names.wrap_uri(view.names.get(server, server), uri)

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import policyfiles
 from gateway.errors import PoliciesUnusable
+from gateway.hearing import UPDATED
 from policies import Principal
 from tests.gateway.callers import Session
 from tests.gateway.running import USER, Place, by_header, running
@@ -269,3 +270,22 @@ async def test_strength_and_groups_are_those_of_the_principal(tmp_path: Path) ->
             session = await Session.open(place.url, "/mcp", always=[(USER, name)])
             seen[name] = set(await session.tools())
         assert seen == {"a": ALL, "b": set(), "c": {"a__read"}}
+
+
+async def test_whoever_may_read_no_more_hears_no_more_of_a_resource(tmp_path: Path) -> None:
+    policy = write(tmp_path, "permit (principal, action, resource);")
+    async with running(tmp_path, CABINET, profile("mine")) as place:
+        session = await place.session()
+        uri = "lockgate://a/file:///etc/b"
+        await session.result("resources/list")
+        assert await session.result("resources/subscribe", {"uri": uri}) == {}
+        hearing, upstream = place.gateway.door.hearing, await place.gateway.pool.connection("a")
+        told: list[str] = []
+        for caller in hearing._subscribers["a", "file:///etc/b"]:
+            caller.deliver = lambda method, params: told.append(method)  # type: ignore[method-assign]
+        hearing.server_notified(upstream, UPDATED, b'{"uri":"file:///etc/b"}')
+        assert told == [UPDATED]
+        policy.write_text("permit (principal, action, resource) unless { resource is Resource };")
+        assert (await reload(place))[0] == 200
+        hearing.server_notified(upstream, UPDATED, b'{"uri":"file:///etc/b"}')
+        assert told.count(UPDATED) == 1
