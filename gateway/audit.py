@@ -240,9 +240,14 @@ class Audit:
     def _turn(self) -> None:
         """Go on in a new file."""
         self.checkpoint()
+        full = auditlog.aside(self._path, self._seq)
         try:
-            self._path.rename(auditlog.aside(self._path, self._seq))
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._path.rename(full)
+            try:
+                fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:
+                full.rename(self._path)  # else it could not be put aside with a later record
+                raise
         except OSError as exc:
             _log.error("the audit file goes on growing, as no new one could be made: %s", exc)
             return

@@ -72,11 +72,14 @@ class Key:
             return cls.read(path)
         except FileNotFoundError:
             raw = Ed25519PrivateKey.generate().private_bytes_raw()
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            # Under another name first: half a key would stop all signing.
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
+            temporary.replace(path)
         return cls(Ed25519PrivateKey.from_private_bytes(raw))
 
     @classmethod

@@ -157,6 +157,26 @@ def test_the_chain_goes_on_over_starts_and_full_files(tmp_path: Path) -> None:
     assert "missing" in report(tmp_path).problem
 
 
+def test_a_full_file_is_put_aside_once_a_new_one_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Audit(tmp_path / auditlog.FILE, max_bytes=2000)
+    log.open()
+
+    def none_left(path: Path, *_: Any) -> int:
+        raise OSError(24, "Too many open files", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", none_left)
+        for number in range(20):
+            log.write(record(number))
+    assert auditlog.files(tmp_path) == [tmp_path / auditlog.FILE]
+    for number in range(20, 40):
+        log.write(record(number))
+    log.close()
+    assert len(auditlog.files(tmp_path)) > 1
+    assert report(tmp_path).records == 40
+    assert not report(tmp_path).problem
+
+
 @pytest.mark.parametrize("torn", [1, 30, 200])
 def test_a_line_that_a_crash_left_unfinished_is_removed(tmp_path: Path, torn: int) -> None:
     path = written(tmp_path, 3)
