@@ -220,6 +220,8 @@ def explain(
         raise SettingsError(f"there is no call {call} in the audit file")
     by_id = {f"{name}:{rule.id}": rule for name, one in place.rules.sets.items() for rule in one.rules}
     record = records[-1]
+    if "event" in record:
+        raise SettingsError(f"the call {call} has only begun: what decided it is recorded with its end")
     engine = policyfiles.engine(place.catalog, place.rules)
     same = record.get("policy", "") == engine.generation
     rules: list[dict[str, Any]] = [

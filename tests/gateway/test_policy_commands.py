@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway import auditlog
+from gateway.audit import Audit, Start
 from gateway.cli import app
 from gateway.errors import PoliciesUnusable, SettingsError
 from tests.gateway.running import running
@@ -181,3 +182,8 @@ async def test_explain_shows_the_policies_that_decided_a_call(place: Path) -> No
     write_catalog(place / "catalog.yaml", {"a": ["cabinet"]}, {"all": {"servers": ["a"], "policy": "open"}})
     assert not answer("explain", denied)["unchanged"]
     assert isinstance(policy("explain", "0" * 16).exception, SettingsError)
+    log = Audit(place / "state" / auditlog.FILE)
+    log.open()
+    log.write(Start("f" * 16, 1.5, "me", "", "all", "tools/call", "a", "read", ""))
+    log.close()
+    assert "has only begun" in str(policy("explain", "f" * 16).exception)
