@@ -39,6 +39,7 @@ class Resource:
 
 def resource_at(path: str) -> Resource | None:
     """The resource that a request's path belongs to; None for what is open to everybody. Unknown paths are not."""
+    path = path.removesuffix("\n")  # the router takes the path before a last line break for the same
     if path in OPEN or path.startswith(OPEN_BELOW):
         return None
     if path == "/v1" or path.startswith(MODEL_BELOW) or path in MODEL_PATHS:

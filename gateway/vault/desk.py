@@ -36,8 +36,10 @@ class Wish(msgspec.Struct, forbid_unknown_fields=True):
 class VaultDesk:
     """Carries out wishes on an open vault."""
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: Vault, *, is_local: bool = True) -> None:
+        """Only who `is_local` may name files and programs of this machine, or take back what protects against them."""
         self._vault = vault
+        self._is_local = is_local
 
     async def do(self, verb: str, body: bytes) -> dict[str, Any]:
         """
@@ -48,6 +50,8 @@ class VaultDesk:
             wish = msgspec.json.decode(body or b"{}", type=Wish)
         except msgspec.DecodeError:
             raise SecretsError("the request is not what this version understands") from None  # it may hold a value
+        if not self._is_local and (verb in ("backup", "restore") or wish.to is not None or wish.accept):
+            raise SecretsError("this can be done on the gateway's own machine only, by its user")
         match verb:
             case "list":
                 return self._list()

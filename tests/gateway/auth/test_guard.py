@@ -267,3 +267,41 @@ async def test_a_remembered_token_costs_no_lookup(tmp_path: Path, monkeypatch: p
 
         monkeypatch.setattr(Keys, "find", looked_up)
         assert await status(place, token) == 200
+
+
+@pytest.mark.sec("SEC-026")
+async def test_a_line_break_behind_a_path_opens_nothing_more(tmp_path: Path) -> None:
+    """The router takes `/p/all/mcp%0A` for `/p/all/mcp`, so the gate has to as well."""
+    for path in ("/p/all/mcp", "/rerank", "/tokenize", "/detokenize", "/healthz", "/mcp", "/admin/servers"):
+        assert resource_at(path + "\n") == resource_at(path)
+    async with keyed(tmp_path) as (place, keys):
+        token = await keys.create("one", scopes=["mcp"])
+        for path in ("/rerank", "/tokenize", "/detokenize"):
+            assert (await ask(place, path + "%0A", bearer(token), JSON, method="POST")).status == 403
+
+
+@pytest.mark.sec("SEC-024")
+async def test_the_scope_admin_names_no_files_and_no_programs_of_the_machine(tmp_path: Path) -> None:
+    ran, written = tmp_path / "ran", tmp_path / "written"
+    async with keyed(tmp_path, vault_key="file") as (place, keys):
+        admin = await keys.create("one", scopes=["admin"])
+
+        async def wish(verb: str, token: str, **given: Any) -> int:
+            body = json.dumps(given).encode()
+            return (await place.http.request("POST", f"/admin/secrets/{verb}", body, [bearer(token), JSON])).status
+
+        assert await wish("set", admin, name="a.b", value="c" * 12) == 200
+        wishes: list[tuple[str, dict[str, Any]]] = [
+            ("rotate-key", {"to": f"command:touch {ran}"}),
+            ("rotate-key", {"to": f"file:{written}"}),
+            ("backup", {"path": str(written), "passphrase": "p" * 12}),
+            ("restore", {"path": str(written), "passphrase": "p" * 12}),
+            ("check", {"accept": True}),
+        ]
+        for verb, given in wishes:
+            assert await wish(verb, admin, **given) == 422, verb
+        assert not ran.exists()
+        assert not written.exists()
+        assert await wish("rotate-key", admin) == 200
+        local = place.service.running.admin_token
+        assert await wish("backup", local, path=str(written), passphrase="p" * 12) == 200
