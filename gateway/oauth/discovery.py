@@ -130,7 +130,10 @@ async def authority(fetcher: Fetcher, issuer: str) -> Authority:
 
 def _secure(url: str, what: str) -> None:
     """https, or http on this machine; nothing that a browser or a shell would take for something else."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise CredentialMissing(f"the address of {what} is not a plain https URL, so no sign-in") from None
     host = parts.hostname or ""
     loopback = is_loopback(host)
     strange = any(ord(c) <= 32 or ord(c) > 126 or c in "\\\"'<>`{}|^" for c in url)

@@ -32,6 +32,8 @@ MAX_OPEN: Final = 1000
 MAX_STEP_UPS: Final = 3
 """How often the same scopes are asked for one server before it is taken for a loop."""
 CLIENT: Final = "client"
+ISSUER: Final = "issuer"
+"""Which authorization server a client that the operator has set is for."""
 PROBE: Final = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
     b'"clientInfo":{"name":"lockgate","version":"1"}}}'
@@ -183,6 +185,7 @@ class Signins:
         )
         if given is not None:
             shared = secret.reveal().decode() if secret is not None else ""
+            await self._bind(entry, given, authority.issuer)
             return Client(given.reveal().decode(), shared, exchange.method_for(authority, shared), redirect)
         place = Place(CLIENT, "", f"{authority.issuer} {redirect}")
         known = self._read(place, Client)
@@ -197,6 +200,26 @@ class Signins:
         await self._vault.write([Change(place, msgspec.json.encode(client))])
         return client
 
+    async def _bind(self, entry: Entry, id: SecretValue, issuer: str) -> None:
+        """A client that the operator has set is for the authorization server it is first used at, and for no other: the
+        remote server alone says which one that is, and must not have its secret sent elsewhere.
+
+        Raises:
+            CredentialMissing: it is another one now.
+        """
+        place = Place(ISSUER, "", f"{entry.id} {hashlib.sha256(id.reveal()).hexdigest()}")
+        try:
+            known = self._vault.value(place)
+        except SecretsError as exc:
+            raise CredentialMissing(str(exc)) from exc
+        if known is None:
+            await self._vault.write([Change(place, issuer.encode())])
+        elif known != issuer.encode():
+            raise CredentialMissing(
+                f"server {entry.id} names another authorization server ({issuer[:200]}) than {entry.id}.client_id is "
+                f"for ({known.decode()}), so no sign-in; if that is right, register this gateway there and set it anew"
+            )
+
     # -- grants ------------------------------------------------------------------------------
 
     def version(self, principal: str, entry: Entry) -> str:
@@ -210,7 +233,7 @@ class Signins:
             CredentialMissing: this principal has to sign in; says where.
         """
         place = _place(principal, entry)
-        grant = self._read(place, Grant)
+        grant, version = self._read(place, Grant), self._vault.version(place)
         if grant is None:
             raise self.missing(principal, entry)
         if grant.is_stale and grant.refresh:
@@ -219,8 +242,11 @@ class Signins:
             except Refused as exc:
                 if exc.code not in ("invalid_grant", "invalid_client", "unauthorized_client"):
                     raise
-                await self._vault.write([Change(place, None)])
+                if self._vault.version(place) == version:  # else it is another one by now
+                    await self._vault.write([Change(place, None)])
                 raise self.missing(principal, entry) from exc
+            if not self._vault.version(place):
+                raise self.missing(principal, entry)
 
     async def _fresh(self, place: Place, grant: Grant, entry: Entry) -> Grant:
         """One refresh for however many wait for it. It goes to the server that gave the token and to no other."""
@@ -232,9 +258,12 @@ class Signins:
         return await asyncio.shield(task)
 
     async def _refresh(self, place: Place, grant: Grant, entry: Entry) -> Grant:
-        form = {"grant_type": "refresh_token", "refresh_token": grant.refresh}
+        form, version = {"grant_type": "refresh_token", "refresh_token": grant.refresh}, self._vault.version(place)
         fresh = await exchange.tokens(_fetcher(_url(entry)), grant, form)
-        await self._store(place, fresh)  # before anybody uses it
+        if self._vault.version(place) == version:
+            await self._store(place, fresh)  # before anybody uses it
+        else:  # signed out meanwhile, or in anew: what was given for the old sign-in is of no use any more
+            await exchange.revoke(_fetcher(_url(entry)), fresh)
         return fresh
 
     def token(self, principal: str, entry: Entry) -> SecretValue:
@@ -253,8 +282,9 @@ class Signins:
         place = _place(principal, entry)
         grant = self._read(place, Grant)
         if said.error != "insufficient_scope":
-            if grant is not None and grant.refresh and not grant.is_stale:
-                await self._store(place, msgspec.structs.replace(grant, expires_at=0.0))  # refreshed at the next call
+            if grant is not None and grant.refresh:
+                if not grant.is_stale and place not in self._refreshing:  # of several calls the first one marks it
+                    await self._store(place, msgspec.structs.replace(grant, expires_at=0.0))
                 return CredentialMissing(f"server {entry.id} refuses the token it was given; try again")
             if grant is not None:
                 await self._vault.write([Change(place, None)])

@@ -19,6 +19,7 @@ from msgspec import Raw
 
 from gateway.caller import Caller
 from gateway.errors import CredentialMissing, UpstreamUnavailable
+from gateway.oauth import exchange
 from gateway.oauth.discovery import challenge
 from gateway.upstream import Reply
 from gateway.vault import Place
@@ -296,6 +297,52 @@ async def test_a_client_that_the_operator_registered_is_used(tmp_path: Path) -> 
         await Browser().through(await link(place))
         assert await call(place) == "alice at the provider; read"
         assert len(provider.clients) == 1
+
+
+@pytest.mark.sec("SEC-049")
+async def test_a_client_that_the_operator_registered_is_shown_to_its_own_provider_only(tmp_path: Path) -> None:
+    async with signing(tmp_path, Provider()) as (provider, place), providing(Provider()) as other:
+        provider.clients["ours"] = {"redirect_uris": [f"{place.url}/connect/callback"]}
+        await place.gateway.vault.put("far.client_id", b"ours")
+        await place.gateway.vault.put("far.client_secret", b"very-secret-indeed")
+        await Browser().open(await link(place))
+        provider.changes["protected"] = {"authorization_servers": [other.url]}
+        browser = Browser()
+        status, text = await browser.open(await link(place))
+        assert (status, browser.location) == (400, "")
+        assert "names another authorization server" in text
+        await place.gateway.vault.put("far.client_id", b"theirs")
+        assert (await browser.open(await link(place)))[0] == 303
+        assert browser.location.startswith(other.url)
+
+
+@pytest.mark.sec("SEC-055")
+async def test_a_token_that_is_refused_to_several_calls_at_once_is_refreshed(tmp_path: Path) -> None:
+    async with signing(tmp_path, Provider()) as (provider, place):
+        await Browser().through(await link(place))
+        entry = place.gateway.pool.servers["far"].entry
+        for _ in range(3):
+            assert "try again" in str(await place.gateway.signins.challenged("alice", entry, "Bearer"))
+        assert await call(place) == "alice at the provider; read"
+        assert provider.n_refreshed == 1
+
+
+@pytest.mark.sec("SEC-053")
+async def test_signing_out_during_a_refresh_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with signing(tmp_path, Provider(life_s=1)) as (_, place):
+        await Browser().through(await link(place))
+        signins, entry = place.gateway.signins, place.gateway.pool.servers["far"].entry
+        ask = exchange.tokens
+
+        async def meanwhile(*given: Any) -> Any:
+            fresh = await ask(*given)
+            await signins.revoke("alice", entry)
+            return fresh
+
+        monkeypatch.setattr(exchange, "tokens", meanwhile)
+        with pytest.raises(CredentialMissing, match="/connect/"):
+            await signins.ready("alice", entry)
+        assert signins.granted() == []
 
 
 async def test_a_grant_is_kept_over_a_restart_and_not_in_the_clear(tmp_path: Path) -> None:
