@@ -90,7 +90,10 @@ class Fetcher:
         Raises:
             FetchRefused: as for `get`.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as exc:
+            raise FetchRefused("this is not a URL that can be fetched") from exc
         host = parts.hostname or ""
         origin = HttpOrigin(f"{parts.scheme}://{parts.netloc}", max_connections=1, dial=self._dial_to(url))
         answer = Answer(max_bytes)

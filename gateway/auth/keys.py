@@ -13,10 +13,12 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Float, Row, String, Table, Text, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.auth.resources import SCOPES
 from gateway.database import Database, metadata
 from gateway.errors import SettingsError
+from gateway.signin.tables import accounts
 from policies import Principal
 
 PREFIX: Final = "lgk_"
@@ -153,8 +155,16 @@ class Keys:
             row = (await connection.execute(select(table).where(table.c.hash == hashed(key)))).first()
             if row is None or not (found := _key(row)).is_good(now):
                 return None
+            if await is_disabled(connection, found.account):
+                return None
             await connection.execute(update(table).where(table.c.name == found.name).values(used_at=now))
             return found
+
+
+async def is_disabled(connection: AsyncConnection, account: str) -> bool:
+    """Whether this is an account that was ended: keys that act as it are good no longer."""
+    found = select(accounts.c.disabled_at).where(accounts.c.name == account)
+    return bool(account) and (await connection.execute(found)).scalar_one_or_none() is not None
 
 
 def _key(row: Row[Any]) -> Key:

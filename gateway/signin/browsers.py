@@ -85,7 +85,7 @@ class Browsers:
     def owns_form(self, request: Request, token: str) -> bool:
         """Whether a form that was sent is one that this browser was given."""
         cookie = request.cookies.get(self._form, "")
-        return bool(cookie) and hmac.compare_digest(hashed(cookie), token)
+        return bool(cookie) and hmac.compare_digest(hashed(cookie).encode(), token.encode())
 
     def _set(self, response: Response, name: str, value: str, seconds: int) -> None:
         # Lax: a provider sends the browser back here from its own site; forms of other sites carry no such cookie.

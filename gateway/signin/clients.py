@@ -141,13 +141,14 @@ class Clients:
         return client
 
     def _check_address(self, url: str) -> None:
+        if redirects.problem(url) is not None:
+            raise ClientRefused("invalid_client", "client_id is no https:// address with a path that is taken here")
         parts = urlsplit(url)
         host = parts.hostname or ""
         local = self._configuration.client_loopback and host in LOOPBACK and parts.scheme == "http"
         hosts = self._configuration.client_hosts
         wrong = (
             (parts.scheme != "https" and not local)
-            or redirects.problem(url) is not None
             or len(parts.path) < 2
             or (hosts and host not in hosts and not local)
         )

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.auth import tokens
 from gateway.auth.errors import AuthError
 from gateway.auth.keys import PREFIX as KEY_PREFIX
-from gateway.auth.resources import ADMIN
+from gateway.auth.resources import ADMIN, Resource
 from gateway.signin import grants
 from gateway.signin.authorization import OFFLINE, resource_of, scopes_of, user_code
 from gateway.signin.clients import Client, ClientRefused, Rate
@@ -154,7 +154,7 @@ class TokenEndpoint:
         if not scopes <= key.scopes:
             raise Refused("invalid_scope", "the key has no such scope")
         made = await self._parts.grants.create(
-            subject=f"key:{key.name}",
+            subject=key.principal.id,
             account=None,
             client=key.name,
             client_name=key.name,
@@ -171,7 +171,7 @@ class TokenEndpoint:
             raise Refused("expired_token", "the device code is not good, or no longer")
         if data["state"] == "waiting":
             now = time.time()
-            await self._parts.tickets.rewrite("device", hashed(code), {**data, "polled_at": now})
+            await self._parts.tickets.rewrite("device", hashed(code), {**data, "polled_at": now}, before=data)
             if now - data.get("polled_at", 0.0) < POLL_S - 0.5:
                 raise Refused("slow_down", f"ask every {POLL_S:g} seconds")
             raise Refused("authorization_pending", "nobody has answered yet")
@@ -234,6 +234,9 @@ class TokenEndpoint:
                 caller = await self._parts.authenticator.check(bearer.encode("latin-1"))
             except AuthError as exc:
                 raise Refused("invalid_client", "sign in to ask about tokens", 401) from exc
+            here = self._parts.names.audiences(Resource("/admin", ADMIN))
+            if caller.audiences is not None and caller.audiences.isdisjoint(here):
+                raise Refused("invalid_client", "sign in to ask about tokens", 401)
             scopes = caller.principal.scopes
             if scopes is not None and ADMIN not in scopes:
                 raise Refused("insufficient_scope", "this needs the scope admin", 403)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import Any, Final
 
 from sqlalchemy import Row, delete, insert, select, update
 
+from gateway.auth.keys import is_disabled
 from gateway.auth.keys import table as api_keys
 from gateway.database import Database
 from gateway.signin.tables import accounts, grants, refreshes
 from gateway.signin.tickets import hashed
+from gateway.vault import durable
 
 REFRESH_S: Final = 30 * 86400.0
 GRACE_S: Final = 10.0
@@ -26,6 +27,7 @@ GRACE_S: Final = 10.0
 KEEP_OWN_S: Final = 3600.0
 """How long a grant of a client's own is kept: longer than its token is good."""
 PREFIX: Final = "lgr_"
+SECRET_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,9 @@ class Grants:
                 return None
             if row.account is None:
                 # A client's own: it is an API key that was traded for tokens, and ends with it.
-                name = row.subject.partition(":")[2]
-                key = (await connection.execute(select(api_keys).where(api_keys.c.name == name))).first()
+                key = (await connection.execute(select(api_keys).where(api_keys.c.name == row.client))).first()
                 late = key is not None and key.expires_at is not None and key.expires_at <= time.time()
-                if key is None or key.revoked_at is not None or late:
+                if key is None or key.revoked_at is not None or late or await is_disabled(connection, key.account):
                     return None
                 return _grant(row, key.groups)
             owner = (await connection.execute(select(accounts).where(accounts.c.name == row.account))).first()
@@ -149,7 +150,9 @@ class Grants:
         reused = None
         async with self._database.begin() as connection:
             joined = select(refreshes, grants.c.client, grants.c.revoked_at).join_from(refreshes, grants)
-            row = (await connection.execute(joined.where(refreshes.c.hash == hashed(token)))).first()
+            # Two that come together, also to two gateways: the second sees what the first did.
+            locked = joined.where(refreshes.c.hash == hashed(token)).with_for_update(of=refreshes)
+            row = (await connection.execute(locked)).first()
             if row is None or row.client != client or row.revoked_at is not None or row.expires_at <= now:
                 return None
             if row.used_at is None:
@@ -176,13 +179,11 @@ class Grants:
 
 def _read_or_make(path: Path) -> bytes:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(fd, "wb") as file:
-        secret = secrets.token_bytes(32)
-        file.write(secret)
+    found = durable.read(path)
+    if found is not None and len(found) == SECRET_BYTES:  # a file cut short by a crash would let anybody derive tokens
+        return found
+    secret = secrets.token_bytes(SECRET_BYTES)
+    durable.write(path, secret)
     return secret
 
 

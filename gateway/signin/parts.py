@@ -5,18 +5,19 @@ Knows each part by name; composes nothing itself."""
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from gateway.audit import Audit, AuditUnwritable, call_id, signed_in
 from gateway.auth.authenticator import Authenticator
+from gateway.auth.guard import MAX_RECORDS_A_MINUTE
 from gateway.auth.keys import Keys
 from gateway.auth.resources import Names
 from gateway.signin.accounts import Accounts
 from gateway.signin.browsers import Browsers
-from gateway.signin.clients import Clients
+from gateway.signin.clients import Clients, Rate
 from gateway.signin.grants import Grants
 from gateway.signin.signing import OwnTokens, SigningKeys
 from gateway.signin.tickets import Tickets
@@ -51,13 +52,16 @@ class Parts:
     authenticator: Authenticator
     audit: Audit
     provider: LoginProvider | None = None
+    failures: Rate = field(default_factory=lambda: Rate(MAX_RECORDS_A_MINUTE))
 
     @property
     def issuer(self) -> str:
         return self.names.base
 
     def record(self, request: Request, principal: str, what: str, *, client: str = "", failure: str = "") -> None:
-        """Write down a sign-in or what belongs to it."""
+        """Write down a sign-in or what belongs to it; failures of nobody known so often only: anybody causes them."""
+        if failure and not (principal or client) and not self.failures.take():
+            return
         peer = request.client.host if request.client else ""
         with suppress(AuditUnwritable):  # calls are refused by the door for the same reason
             self.audit.write(signed_in(call_id(), principal, what, peer, client=client[:256], failure=failure))

@@ -13,16 +13,18 @@ import time
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gateway.auth import tokens
 from gateway.auth.configuration import Login
-from gateway.auth.errors import AuthError, BadCredential
+from gateway.auth.errors import BadCredential
 from gateway.auth.fetch import Fetcher, FetchRefused
 from gateway.auth.issuers import IssuerKeys, discover
 from gateway.auth.tokens import words
 from gateway.auth.urls import check_url
+from gateway.errors import GatewayError
 from gateway.secrets import Secrets
 from gateway.signin import pages
 from gateway.signin.authorization import Authorization, safe_next
@@ -104,7 +106,7 @@ class LoginProvider:
         if "error" in given or "code" not in given:
             raise BadCredential("the provider did not sign anybody in")
         claims = await self._claims(metadata, given["code"], verifier)
-        if not hmac.compare_digest(str(claims.all.get("nonce", "")), nonce):
+        if not hmac.compare_digest(str(claims.all.get("nonce", "")).encode(errors="replace"), nonce.encode()):
             raise BadCredential("the ID token answers another question")
         listed = words(claims.all.get(self._login.groups_claim))
         groups = frozenset(self._login.groups[one] for one in listed if one in self._login.groups)
@@ -121,7 +123,7 @@ class LoginProvider:
         }
         headers = "Content-Type: application/x-www-form-urlencoded\r\n"
         if login.client_secret:
-            found = self._secrets.get(login.client_secret)
+            found = await to_thread.run_sync(self._secrets.get, login.client_secret)
             if found is None:
                 raise BadCredential(f"the secret {login.client_secret} is missing")
             pair = f"{quote_plus(login.client_id)}:{quote_plus(found.reveal().decode())}"
@@ -190,7 +192,7 @@ class ProviderPages:
             return pages.problem("This answer is too old, or another browser's. Please sign in again.", 403)
         try:
             name, groups = await provider.subject(given, data["nonce"], data["verifier"])
-        except AuthError as exc:
+        except GatewayError as exc:
             self._parts.record(request, "", f"login at {provider.name}", failure=str(exc))
             return pages.problem("The provider did not sign you in. Please try again.", 403)
         account = await self._parts.accounts.note_provider_user(name, groups)

@@ -5,13 +5,13 @@ Knows JWTs; not who gets one. Private keys are files of this gateway; the databa
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from joserfc import jwt
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key
 from sqlalchemy import delete, insert, select
 
@@ -23,6 +23,7 @@ from gateway.auth.tokens import Unverified
 from gateway.database import Database
 from gateway.signin.grants import Grant, Grants
 from gateway.signin.tables import signing_keys
+from gateway.vault import durable
 from policies import Principal
 
 ALGORITHM: Final = "ES256"
@@ -61,9 +62,7 @@ class SigningKeys:
         public = {**key.as_dict(private=False), "alg": ALGORITHM, "use": "sig"}
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / f"{now:.0f}-{key.kid}.json"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(key.as_dict(private=True), file)
+        durable.write(path, json.dumps(key.as_dict(private=True)).encode())
         async with self._database.begin() as connection:
             await connection.execute(delete(signing_keys).where(signing_keys.c.created_at < now - ROTATE_S - KEEP_S))
             await connection.execute(insert(signing_keys).values(kid=key.kid, jwk=json.dumps(public), created_at=now))
@@ -76,7 +75,10 @@ class SigningKeys:
     async def _load_private(self) -> None:
         known = {str(key.kid) for key in await self.public()}
         for path in sorted(self._folder.glob("*.json"), reverse=True):
-            key = ECKey.import_key(json.loads(path.read_text()))
+            try:
+                key = ECKey.import_key(json.loads(path.read_text()))
+            except (JoseError, ValueError, TypeError, KeyError):
+                continue  # damaged: there will be a new one
             if key.kid in known:
                 self._private, self._made_at = key, float(path.name.partition("-")[0])
                 return
@@ -151,6 +153,7 @@ class OwnTokens:
             scopes,
             "password" if strength == "password" else "key",
         )
-        refs = frozenset({f"grant:{grant.id}", grant.subject})
+        own = grant.subject if grant.account else f"key:{grant.client}"
+        refs = frozenset({f"grant:{grant.id}", own})
         until = min(claims.expires_at + tokens.LEEWAY_S, now + RECHECK_S)
         return Credential(principal, claims.audiences, until, refs)

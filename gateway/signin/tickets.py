@@ -62,9 +62,14 @@ class Tickets:
             row = (await connection.execute(select(tickets.c.data).where(where))).first()
             return json.loads(row.data) if row is not None else None
 
-    async def rewrite(self, kind: str, hash: str, data: dict[str, Any]) -> None:
+    async def rewrite(
+        self, kind: str, hash: str, data: dict[str, Any], *, before: dict[str, Any] | None = None
+    ) -> None:
+        """Write something else on it; with `before` only if that is what still stands there."""
         async with self._database.begin() as connection:
             where = (tickets.c.hash == hash) & (tickets.c.kind == kind) & tickets.c.used_at.is_(None)
+            if before is not None:
+                where &= tickets.c.data == json.dumps(before)
             await connection.execute(update(tickets).where(where).values(data=json.dumps(data)))
 
     async def clear(self, kind: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import select
@@ -14,6 +15,7 @@ from sqlalchemy import select
 from gateway.errors import SettingsError
 from gateway.signin import accounts as accounts_module
 from gateway.signin import clients as clients_module
+from gateway.signin import parts as parts_module
 from gateway.signin import redirects, tables
 from gateway.signin.accounts import Accounts, TooManyTries, Tries
 from gateway.signin.authorization import safe_next
@@ -443,3 +445,18 @@ async def test_the_first_administrator_needs_the_code_of_this_machine(tmp_path: 
         bearer = [("Authorization", f"Bearer {tokens['access_token']}")]
         assert (await place.http.request("GET", "/admin/servers", headers=bearer)).status == 200
         assert (await place.http.request("GET", "/v1/models", headers=bearer)).status == 401
+
+
+async def test_nonsense_is_refused_without_an_accident_and_does_not_fill_the_audit_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "MAX_RECORDS_A_MINUTE", 3)
+    async with signing_in(tmp_path) as (place, browser, _):
+        page = await browser.get("/oauth/login")
+        assert (await browser.post("/oauth/login", {"form": "\u00e9"})).status == 401
+        for id in ("https://[/x", "https://[x]:y/", "http://\u00e9/"):
+            assert (await browser.get(f"/oauth/authorize?client_id={quote(id)}")).status == 400
+        for n in range(12):
+            await browser.submit(page, "/oauth/login", name="alice", password=f"wrong {n}")
+        failures = [one for one in place.audit() if one["method"] == "signin" and one["outcome"] != "ok"]
+        assert 3 <= len(failures) <= 6  # a minute may end meanwhile

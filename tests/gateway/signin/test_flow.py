@@ -1,6 +1,8 @@
 """The authorization server, walked through as browsers and clients do: what is given, to whom, and for how long."""
 
 import asyncio
+import hashlib
+import hmac
 import json
 import time
 from collections.abc import AsyncIterator
@@ -10,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from gateway.database import Database
 from gateway.signin import endpoint
 from gateway.signin import grants as grants_module
 from gateway.signin.accounts import Accounts
-from gateway.signin.tickets import Tickets
+from gateway.signin.signing import SigningKeys
+from gateway.signin.tickets import Tickets, hashed
 from tests.gateway.auth.test_guard import ask, bearer
 from tests.gateway.running import Place, running
 from tests.gateway.signin.browser import PASSWORD, Browser, Program, answered, error
@@ -330,3 +334,56 @@ async def test_the_metadata_is_what_strict_clients_want(tmp_path: Path) -> None:
                     assert (await ask(place, value.removeprefix(place.url))).status in (200, 303, 400, 405), name
         resource = json.loads((await ask(place, "/.well-known/oauth-protected-resource/mcp")).body)
         assert resource["authorization_servers"] == [place.url]
+
+
+async def test_a_key_of_an_account_acts_as_the_account_and_ends_with_it(tmp_path: Path) -> None:
+    async with signing_in(tmp_path) as (place, _, _):
+        front: Any = place.service._server.config.app
+        authenticator = front._router.guard.authenticator
+        key = await authenticator._keys.create("laptop", account="alice")
+        machine = Program(place.url, "laptop", key)
+        traded = json.loads((await machine.ask("/oauth/token", {"grant_type": "client_credentials"})).body)
+        for token in (key, traded["access_token"]):
+            session = await place.session(always=[bearer(token)])
+            await session.call("a__pid")
+            assert place.audit()[-1]["principal"] == "user:alice"
+        await Accounts(place.gateway.database).change("alice", disabled_at=1.0)
+        authenticator.forget_all()
+        assert not await works(place, key)
+        assert not await works(place, traded["access_token"])
+        await Accounts(place.gateway.database).change("alice", disabled_at=None)
+        await authenticator._keys.revoke("laptop")
+        authenticator.forget({"key:laptop"})
+        assert not await works(place, traded["access_token"])
+
+
+async def test_an_answer_for_a_device_is_not_lost_when_the_device_asks_meanwhile(tmp_path: Path) -> None:
+    async with Database(f"sqlite:///{tmp_path}/db") as database:
+        tickets = Tickets(database)
+        code = await tickets.issue("device", {"state": "waiting"}, 60.0)
+        seen = await tickets.look("device", code)
+        assert seen is not None
+        await tickets.rewrite("device", hashed(code), {"state": "allowed"})
+        await tickets.rewrite("device", hashed(code), {**seen, "polled_at": 1.5}, before=seen)
+        assert await tickets.look("device", code) == {"state": "allowed"}
+
+
+@pytest.mark.parametrize("content", [b"", b"half of it"])
+async def test_a_file_cut_short_by_a_crash_makes_no_token_foreseeable_and_stops_nobody(
+    tmp_path: Path, content: bytes
+) -> None:
+    folder = tmp_path / "signing"
+    folder.mkdir()
+    (folder / "rotation.key").write_bytes(content)
+    (folder / "1-old.json").write_bytes(content)
+    async with Database(f"sqlite:///{tmp_path}/db") as database:
+        following = grants_module.Grants(database, folder / "rotation.key")._following("lgr_one")
+        assert following != f"lgr_{hmac.new(content, b'lgr_one', hashlib.sha256).hexdigest()}"
+        assert len((folder / "rotation.key").read_bytes()) == grants_module.SECRET_BYTES
+        assert (folder / "rotation.key").stat().st_mode & 0o777 == 0o600
+        keys = SigningKeys(folder, database)
+        await keys.current()
+        (file,) = folder.glob("*.json")
+        file.write_bytes(content)
+        await SigningKeys(folder, database).current()
+        assert "d" in json.loads(next(folder.glob("*.json")).read_text())
