@@ -135,9 +135,7 @@ class Authorization:
             **more,
         }
         ticket = await self._parts.tickets.issue("consent", data, CONSENT_S)
-        shown = [
-            (scope, SCOPE_TEXTS.get(scope, "Go on without asking you again, for 30 days")) for scope in asked.scopes
-        ]
+        shown = [(scope, SCOPE_TEXTS.get(scope, OFFLINE_TEXT)) for scope in asked.scopes]
         uri = asked.redirect_uri
         return pages.consent(
             ticket,

@@ -186,7 +186,8 @@ class Vault:
         async with self._writing:
             await self._open()
 
-    async def _open(self, *, accept: bool = False) -> None:
+    async def _open(self, *, accept: bool = False, again: bool = False) -> None:
+        """With `again` a database that does not answer changes nothing: what was read before still holds."""
         self.problem = ""
         try:
             async with self._database.begin() as connection:
@@ -195,6 +196,8 @@ class Vault:
         except SecretsError as exc:
             self.problem = f"the vault cannot be used: {exc}"
         except SQLAlchemyError as exc:
+            if again:
+                raise
             self.problem = f"the vault cannot be read from the database ({type(exc).__name__})"
         if self.problem:
             self._state, self._rows = None, {}
@@ -210,7 +213,7 @@ class Vault:
                 generation = (await connection.execute(select(states.c.generation))).scalar_one_or_none()
                 if generation is None or generation == self.generation:
                     return
-            await self._open()
+            await self._open(again=True)
         self._tell(place for place in before.keys() | self._rows.keys() if before.get(place) != self._rows.get(place))
 
     async def watch(self) -> None:
@@ -298,7 +301,10 @@ class Vault:
                 + "; if you have put it there on purpose, run: lockgate secret check --accept"
             )
         if mark != state.mark:
-            await to_thread.run_sync(root.write_mark, state.mark)
+            try:
+                await to_thread.run_sync(root.write_mark, state.mark)
+            except OSError as exc:  # the mark that is there still tells an older database
+                _log.warning("the vault's newest state could not be marked beside its key: %s", exc.strerror)
 
     async def _expect_nothing(self, *, accept: bool) -> None:
         """There is no vault in the database. If there was one here, somebody took it away."""

@@ -17,12 +17,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from gateway.database import Database
 from gateway.errors import SecretsError, SettingsError
 from gateway.vault import Change, Place, Vault
 from gateway.vault.backup import back_up, restore
-from gateway.vault.roots import open_root
+from gateway.vault.roots import FileRoot, open_root
 
 pytestmark = pytest.mark.anyio
 
@@ -414,3 +415,40 @@ async def test_two_gateways_on_one_database_see_each_others_writes(tmp_path: Pat
         await one.rotate()
         await other.refresh()
         assert revealed(other, "a.d") == b"third"
+
+
+async def test_a_database_that_does_not_answer_for_a_moment_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as one, opened(tmp_path) as other:
+        await one.put("a.b", b"first")
+        await other.refresh()
+        await one.put("a.b", b"second")
+        told: list[frozenset[Place]] = []
+        other.watchers.append(told.append)
+
+        async def silent(connection: object) -> None:
+            raise OperationalError("SELECT", {}, Exception("gone"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(other, "_load", silent)
+            with pytest.raises(OperationalError):
+                await other.refresh()
+        assert (other.problem, told, revealed(other, "a.b")) == ("", [], b"first")
+        await other.refresh()
+        assert revealed(other, "a.b") == b"second"
+
+
+async def test_a_mark_that_cannot_be_written_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as vault:
+        await vault.put("a.b", b"value")
+    mark = tmp_path / "vault.mark"
+    id, _, _ = mark.read_text().partition(" ")
+    mark.write_text(f"{id} 0")
+
+    def full(self: object, mark: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FileRoot, "write_mark", full)
+    async with opened(tmp_path) as vault:
+        assert (vault.problem, revealed(vault, "a.b")) == ("", b"value")
