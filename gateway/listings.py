@@ -136,7 +136,9 @@ TEMPLATES: Final = Kind("resources/templates/list", "resourceTemplates", "uriTem
 async def learn(upstream: Upstream, entry: Entry) -> Listing:
     """Ask a connected server for everything it offers.
 
-    An item that is not valid costs that item; its loss is noted in the server's log.
+    An item that is not valid costs that item; its loss is noted in the server's log. What a server lists is shown to
+    all callers: over a connection that holds one principal's own credential, resources and instructions are not asked
+    for, since they may be that principal's alone. Reading one by its URI is not affected.
 
     Raises:
         UpstreamError: the server does not answer a list it says it has.
@@ -160,10 +162,10 @@ async def learn(upstream: Upstream, entry: Entry) -> Listing:
         digest=entry.digest,
         tools=await fetch(TOOLS),
         prompts=await fetch(PROMPTS),
-        resources=await fetch(RESOURCES),
+        resources=() if upstream.owner else await fetch(RESOURCES),
         templates=await fetch(TEMPLATES, optional=True),
         capabilities=facts.capabilities,
-        instructions=facts.instructions,
+        instructions="" if upstream.owner else facts.instructions,
         server_info=facts.server_info,
         era=facts.era,
     )

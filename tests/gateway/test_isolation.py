@@ -101,6 +101,19 @@ async def test_a_changed_credential_is_used_by_the_next_call(tmp_path: Path) -> 
             assert await whose(place, user) == shown("another shared credential")
 
 
+@pytest.mark.sec("SEC-053")
+async def test_what_one_users_connection_lists_of_theirs_is_shown_to_nobody(tmp_path: Path) -> None:
+    cabinet = {**HOLDER, "command": ["cabinet"]}
+    async with running(tmp_path, {"holder": cabinet}) as place:
+        await place.gateway.vault.put("holder.key", value("alice").encode(), "alice")
+        caller = Caller(Principal("alice"), place.gateway.profile)
+        await place.gateway.door.learn(["holder"], caller=caller)
+        listing = place.gateway.pool.listing("holder")
+        assert listing is not None
+        assert listing.tools
+        assert (listing.resources, listing.instructions) == ((), "")
+
+
 async def test_one_users_bad_credential_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     """A server that does not start with it rests for its owner alone."""
     holder = {**HOLDER, "command": ["picky"]}
