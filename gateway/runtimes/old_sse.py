@@ -108,7 +108,14 @@ class SseChannel:
         if not self._address.done() or self._address.exception() is not None:
             return
         head = self._fixed + b"Content-Type: application/json\r\n"
-        self._origin.request("POST", self._address.result(), head, message, _PostSink(self._receiver, id))
+        self._origin.request("POST", self._address.result(), head, message, _PostSink(self, id))
+
+    def refused(self, id: int | None, error: errors.UpstreamError, *, is_gone: bool) -> None:
+        """A message was not taken. A session that the server no longer knows is over, whatever its stream says."""
+        if id is not None:
+            self._receiver.failed(id, error)
+        if is_gone:
+            self._end("the remote server no longer knows this session")
 
     def abort(self, id: int) -> bool:
         return False
@@ -136,8 +143,8 @@ class SseChannel:
 class _PostSink:
     """The bare acknowledgement of one POST; the answer comes on the stream."""
 
-    def __init__(self, receiver: Receiver, id: int | None) -> None:
-        self._receiver = receiver
+    def __init__(self, channel: SseChannel, id: int | None) -> None:
+        self._channel = channel
         self._id = id
         self._status = 0
 
@@ -148,10 +155,10 @@ class _PostSink:
         """Nothing in it is of use."""
 
     def done(self) -> None:
-        if self._status >= 300 and self._id is not None:
-            self._receiver.failed(self._id, errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}"))
+        if self._status >= 300:
+            error = errors.UpstreamInvalid(f"the remote server answered HTTP {self._status}")
+            self._channel.refused(self._id, error, is_gone=self._status in (404, 410))
 
     def failed(self, failure: HttpFailure) -> None:
-        if self._id is not None:
-            kind = errors.UpstreamLost if failure.sent else errors.UpstreamUnavailable
-            self._receiver.failed(self._id, kind(str(failure)))
+        kind = errors.UpstreamLost if failure.sent else errors.UpstreamUnavailable
+        self._channel.refused(self._id, kind(str(failure)), is_gone=False)

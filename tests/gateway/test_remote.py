@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.gateway.running import Place, running
-from tests.servers import until
+from tests.servers import DEADLINE_S, until
 from tests.servers.remote import RemoteServer, remote
 
 pytestmark = pytest.mark.anyio
@@ -310,3 +311,20 @@ async def test_an_endless_answer_is_cut_off(tmp_path: Path) -> None:
                 async with asyncio.timeout(10):
                     await gone.wait()
                 await good_works(place)
+
+
+async def test_an_old_server_that_forgot_the_session_while_its_stream_is_open_is_reached_anew(tmp_path: Path) -> None:
+    async with remote(old=True) as server:
+        entries = {"far": {"remote": {"url": server.url, "transport": "sse"}}}
+        async with running(tmp_path, entries) as place:
+            session = await place.session()
+            assert json.loads(await session.call("far__echo", {"n": 1})) == {"n": 1}
+            server.old.clear()
+            assert "HTTP 404" in await session.failure("far__echo", {"n": 2})
+            await until(lambda: not place.gateway.pool.servers["far"].connections, "the connection is given up")
+            asked = {"name": "far__echo", "arguments": {"n": 3}}
+            with anyio.fail_after(DEADLINE_S):
+                while (result := await session.result("tools/call", asked)).get("isError"):
+                    await anyio.sleep(0.05)  # until the next attempt is allowed
+            assert json.loads(result["content"][0]["text"]) == {"n": 3}
+            assert server.n_opened == 2

@@ -43,6 +43,7 @@ class RemoteServer:
         self._count = 0
         self.listeners: list[asyncio.StreamWriter] = []
         self.behaviour = self._behaviour(self.say)
+        self.n_opened = 0
         self.old: dict[str, tuple[Any, Callable[[str], None]]] = {}
         """By the address to post to: the behaviour of that session, and the way to its stream."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +117,8 @@ class RemoteServer:
         return True
 
     def _open_old(self, writer: asyncio.StreamWriter) -> None:
-        address = f"/messages?session={len(self.old)}"
+        self.n_opened += 1
+        address = f"/messages?session={self.n_opened}"
 
         def say(message: str) -> None:
             _event(writer, f"event: message\ndata: {message}\n\n")
@@ -129,7 +131,13 @@ class RemoteServer:
             writer.write(raw)
             return False
         if self.options.get("old"):
+            if request.target not in self.old:
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                return True
             writer.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 8\r\n\r\nAccepted")
+            if request.target not in self.old:
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                return None
             behaviour, say = self.old[request.target]
             behaviour.handle(request.body.decode(), say)
             return True
