@@ -1,5 +1,6 @@
 """Attacks on the endpoint as docs/security.md lists them, where no other file of tests is nearer."""
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,7 +96,7 @@ def test_no_foreign_origin_comes_through_and_none_is_ever_echoed(origin: str) ->
         given_headers = [(b"host", b"127.0.0.1"), (b"origin", origin.encode("latin-1"))]
         await Front(app, app)({"type": "http", "path": "/mcp", "headers": given_headers}, receive, send)
 
-    anyio.run(ask)
+    asyncio.run(ask())
     if reached:
         assert is_local(origin)
     assert not any(name.startswith(b"access-control") for name, _ in sent[0]["headers"])
