@@ -163,9 +163,7 @@ def check_pin(ecosystem: str, text: str) -> str:
 
 def check_debian_package(text: str) -> str:
     """Check the name of a Debian package."""
-    if not _DEBIAN.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no Debian package name")
-    return text
+    return _matching(_DEBIAN, text, "is no Debian package name")
 
 
 def check_remote_url(text: str) -> str:
@@ -231,9 +229,7 @@ def check_host_path(text: str) -> str:
 
 def check_setting_name(text: str) -> str:
     """Check the name of a setting; one dot may group settings: jira.url."""
-    if not _SETTING.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a setting; use letters, digits, _ and -, with one dot at most")
-    return text
+    return _matching(_SETTING, text, "is no name of a setting; use letters, digits, _ and -, with one dot at most")
 
 
 def check_host(text: str) -> str:
@@ -252,16 +248,12 @@ def check_host(text: str) -> str:
 
 def check_container_runtime(text: str) -> str:
     """Check the name of a container runtime that an engine may have."""
-    if not _RUNTIME.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a container runtime; write it as the engine lists it: runsc")
-    return text
+    return _matching(_RUNTIME, text, "is no name of a container runtime; write it as the engine lists it: runsc")
 
 
 def check_scope(text: str) -> str:
     """Check an OAuth scope (RFC 6749, section 3.3)."""
-    if not _SCOPE.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no scope; write one scope a line, without spaces")
-    return text
+    return _matching(_SCOPE, text, "is no scope; write one scope a line, without spaces")
 
 
 def check_url_path(text: str) -> str:
@@ -273,9 +265,7 @@ def check_url_path(text: str) -> str:
 
 def check_variable(text: str) -> str:
     """Check the name of an environment variable."""
-    if not _VARIABLE.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no variable name; use letters, digits and _, not beginning with a digit")
-    return text
+    return _matching(_VARIABLE, text, "is no variable name; use letters, digits and _, not beginning with a digit")
 
 
 def check_secret_name(text: str) -> str:
@@ -299,30 +289,22 @@ def check_secret_reference(text: str) -> str:
 
 def check_new_name(text: str) -> str:
     """Check the name that a profile gives to a tool."""
-    if not _NEW_NAME.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name for a tool; use 1 to 64 letters, digits, _ and -")
-    return text
+    return _matching(_NEW_NAME, text, "is no name for a tool; use 1 to 64 letters, digits, _ and -")
 
 
 def check_caller(text: str) -> str:
     """Check the name of a principal or group."""
-    if not _CALLER.fullmatch(text):
-        raise ValueError(f"{quoted(text)} names nobody; use 1 to 256 visible ASCII characters without spaces")
-    return text
+    return _matching(_CALLER, text, "names nobody; use 1 to 256 visible ASCII characters without spaces")
 
 
 def check_volume_name(text: str) -> str:
     """Check the name of a volume."""
-    if not _VOLUME.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no volume name; use lower-case letters, digits and . _ -")
-    return text
+    return _matching(_VOLUME, text, "is no volume name; use lower-case letters, digits and . _ -")
 
 
 def check_category(text: str) -> str:
     """Check a category."""
-    if not _CATEGORY.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no category; use lower-case letters, digits and -")
-    return text
+    return _matching(_CATEGORY, text, "is no category; use lower-case letters, digits and -")
 
 
 def check_tool(text: str) -> str:
@@ -360,6 +342,12 @@ class _Url(NamedTuple):
 
     scheme: str
     hostname: str
+
+
+def _matching(pattern: re.Pattern[str], text: str, problem: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{quoted(text)} {problem}")
+    return text
 
 
 def _split_url(text: str) -> _Url:

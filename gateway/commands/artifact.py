@@ -164,11 +164,11 @@ def pull_profile(
     wanted = settings()
     file = target(wanted, output)
     pulled = fetch("profile", reference, wanted, key, unsigned=unsigned)
-    for name in pulled.catalog.profiles:
-        own = profiles_file(wanted)
-        if file == wanted.catalog and file.exists() and own.exists():
-            curated = curated_catalog(wanted)
-            if name not in curated.profiles and name in open_catalog(wanted).profiles:
+    own = profiles_file(wanted)
+    if file == wanted.catalog and file.exists() and own.exists():
+        curated, known = curated_catalog(wanted).profiles, open_catalog(wanted).profiles
+        for name in pulled.catalog.profiles:
+            if name not in curated and name in known:
                 raise SettingsError(f"there is a profile {name} of your own in {own}; rename or remove that one")
     filed = file_profile(file, reference, pulled, Wish(replace, older, dry_run))
     report("profile", pulled, filed, dry_run=dry_run, as_json=as_json)

@@ -4,7 +4,7 @@ Knows which part of a profile each command is about; what may stand there is jud
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Final
 
 import typer
@@ -67,17 +67,11 @@ def set_(
     entry = catalog.entry(catalog.profile(name).entry_id(server))
     types = {setting.name: setting.type for setting in entry.config}
 
-    def change(profile: CommentedMap) -> None:
-        _known(profile, server)
-        given = _member(profile, "details", server, "settings")
+    def pairs() -> Iterator[tuple[str, Any]]:
         for key, value in map(_pair, values):
-            if value:
-                given[key] = _typed(value, types.get(key, "string"))
-            else:
-                given.pop(key, None)
-        _tidy(profile, "details", server, "settings")
+            yield key, _typed(value, types.get(key, "string")) if value else None
 
-    _changed(name, change)
+    _fill(name, server, "settings", pairs)
 
 
 @app.command("secret")
@@ -88,17 +82,7 @@ def secret(
 ) -> None:
     """Say which kept secret fills a place of a server. The secret itself is never given here."""
 
-    def change(profile: CommentedMap) -> None:
-        _known(profile, server)
-        given = _member(profile, "details", server, "secrets")
-        for place, kept in map(_pair, values):
-            if kept:
-                given[place] = kept
-            else:
-                given.pop(place, None)
-        _tidy(profile, "details", server, "secrets")
-
-    _changed(name, change)
+    _fill(name, server, "secrets", lambda: ((place, kept or None) for place, kept in map(_pair, values)))
 
 
 @app.command("select")
@@ -133,16 +117,7 @@ def rename_tool(
 ) -> None:
     """Give a tool another name in a profile."""
 
-    def change(profile: CommentedMap) -> None:
-        _known(profile, server)
-        names = _member(profile, "details", server, "rename")
-        if new:
-            names[tool] = new
-        else:
-            names.pop(tool, None)
-        _tidy(profile, "details", server, "rename")
-
-    _changed(name, change)
+    _fill(name, server, "rename", lambda: [(tool, new or None)])
 
 
 @app.command("bind")
@@ -201,6 +176,22 @@ def policy(
 
 def _changed(name: str, change: Callable[[CommentedMap], None]) -> None:
     written(name, lambda text: profilefile.changed(text, name, change), ProfileFiles(settings()))
+
+
+def _fill(name: str, server: str, part: str, pairs: Callable[[], Iterable[tuple[str, Any]]]) -> None:
+    """Change members of one part of a server's details; None removes one."""
+
+    def change(profile: CommentedMap) -> None:
+        _known(profile, server)
+        given = _member(profile, "details", server, part)
+        for key, value in pairs():
+            if value is None:
+                given.pop(key, None)
+            else:
+                given[key] = value
+        _tidy(profile, "details", server, part)
+
+    _changed(name, change)
 
 
 def _known(profile: CommentedMap, server: str) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -22,6 +23,7 @@ from gateway.signin.clients import Client, ClientRefused
 from gateway.signin.forms import FormRefused, form_of, query_of
 from gateway.signin.parts import Parts, Refused
 
+Form = dict[str, str]
 CODE_S: Final = 60.0
 CONSENT_S: Final = 600.0
 OFFLINE: Final = "offline_access"
@@ -67,6 +69,20 @@ def scopes_of(given: Mapping[str, str], resource: Resource) -> frozenset[str]:
     if resource.scope not in scopes:
         raise Refused("invalid_scope", f"this resource has the scope {resource.scope}")
     return scopes
+
+
+def with_form(handler: Callable[[Any, Request, Form], Awaitable[Response]]) -> Callable[[Any, Request], Any]:
+    """A handler of a form that a browser sent; what is none is answered with a page that says so."""
+
+    @wraps(handler)
+    async def handle(self: Any, request: Request) -> Response:
+        try:
+            form = await form_of(request)
+        except FormRefused as exc:
+            return pages.problem(str(exc))
+        return await handler(self, request, form)
+
+    return handle
 
 
 class Authorization:
@@ -149,11 +165,8 @@ class Authorization:
             form_to=redirects.origin(uri) if uri else "",
         )
 
-    async def consent(self, request: Request) -> Response:
-        try:
-            form = await form_of(request)
-        except FormRefused as exc:
-            return pages.problem(str(exc))
+    @with_form
+    async def consent(self, request: Request, form: Form) -> Response:
         parts = self._parts
         account = await parts.browsers.account(request)
         data = await parts.tickets.look("consent", form.get("ticket", ""))
@@ -192,6 +205,13 @@ class Authorization:
         separator = "&" if urlsplit(redirect_uri).query else "?"
         return RedirectResponse(f"{redirect_uri}{separator}{query}", 303, {"Cache-Control": "no-store"})
 
+    def _bound(self, request: Request, page: Callable[[str], Response]) -> Response:
+        """A page with a form that only the browser it is given to can send."""
+        cookie, token = self._parts.browsers.form_token(request)
+        response = page(token)
+        self._parts.browsers.keep_form(response, cookie)
+        return response
+
     # -- signing in --------------------------------------------------------------------------------
 
     async def login_page(self, request: Request) -> Response:
@@ -200,19 +220,12 @@ class Authorization:
         return self.show_login(request, request.query_params.get("next", ""))
 
     def show_login(self, request: Request, following: str, error: str = "") -> Response:
-        cookie, token = self._parts.browsers.form_token(request)
         provider = self._parts.provider
-        response = pages.login(
-            token, safe_next(following), provider.name if provider else "", error, provider.origin if provider else ""
-        )
-        self._parts.browsers.keep_form(response, cookie)
-        return response
+        name, origin = (provider.name, provider.origin) if provider else ("", "")
+        return self._bound(request, lambda token: pages.login(token, safe_next(following), name, error, origin))
 
-    async def login(self, request: Request) -> Response:
-        try:
-            form = await form_of(request)
-        except FormRefused as exc:
-            return pages.problem(str(exc))
+    @with_form
+    async def login(self, request: Request, form: Form) -> Response:
         if not self._parts.browsers.owns_form(request, form.get("form", "")):
             return self.show_login(request, form.get("next", ""), "This form was too old. Please try again.")
         name = form.get("name", "").strip().lower()
@@ -236,12 +249,9 @@ class Authorization:
         await self._parts.browsers.sign_in(request, response, account)
         return response
 
-    async def logout(self, request: Request) -> Response:
+    @with_form
+    async def logout(self, request: Request, form: Form) -> Response:
         """End this browser's session; only a form that was given to this very session can ask for it."""
-        try:
-            form = await form_of(request)
-        except FormRefused as exc:
-            return pages.problem(str(exc))
         data = await self._parts.tickets.take("consent", form.get("ticket", ""))
         if data is None or data["session"] != self._parts.browsers.session_id(request):
             return pages.problem("This form is too old, or not yours.", 403)
@@ -254,16 +264,10 @@ class Authorization:
     async def setup_page(self, request: Request) -> Response:
         if await self._parts.accounts.count():
             return pages.problem("This gateway is set up already.", 404)
-        cookie, token = self._parts.browsers.form_token(request)
-        response = pages.setup(token)
-        self._parts.browsers.keep_form(response, cookie)
-        return response
+        return self._bound(request, pages.setup)
 
-    async def setup(self, request: Request) -> Response:
-        try:
-            form = await form_of(request)
-        except FormRefused as exc:
-            return pages.problem(str(exc))
+    @with_form
+    async def setup(self, request: Request, form: Form) -> Response:
         if not self._parts.browsers.owns_form(request, form.get("form", "")):
             return pages.problem("This form is too old. Open the page again.", 403)
         address = (f"setup {request.client.host if request.client else ''}", CODES_FREE)
@@ -291,16 +295,10 @@ class Authorization:
         return self._show_device(request)
 
     def _show_device(self, request: Request, error: str = "") -> Response:
-        cookie, token = self._parts.browsers.form_token(request)
-        response = pages.device(token, error)
-        self._parts.browsers.keep_form(response, cookie)
-        return response
+        return self._bound(request, lambda token: pages.device(token, error))
 
-    async def device(self, request: Request) -> Response:
-        try:
-            form = await form_of(request)
-        except FormRefused as exc:
-            return pages.problem(str(exc))
+    @with_form
+    async def device(self, request: Request, form: Form) -> Response:
         account = await self._parts.browsers.account(request)
         if account is None or not self._parts.browsers.owns_form(request, form.get("form", "")):
             return pages.problem("This form is too old. Open the page again.", 403)

@@ -113,14 +113,28 @@ def root_of_kind(kind: str, choice: str, folder: Path) -> Root:
     return open_root(choice or kind, folder)
 
 
-class FileRoot:
+class _Marked:
+    """What has its mark in a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def read_mark(self) -> str | None:
+        content = durable.read(self._mark)
+        return None if content is None else content.decode("ascii", "replace")
+
+    def write_mark(self, mark: str) -> None:
+        durable.write(self._mark, mark.encode())
+
+
+class FileRoot(_Marked):
     """A key in a file that only the gateway's user can read; the mark lies beside it."""
 
     kind = "file"
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path.with_suffix(".mark"))
         self._path = path
-        self._mark = path.with_suffix(".mark")
 
     def create(self) -> Facts:
         keys = self._keys()
@@ -146,12 +160,9 @@ class FileRoot:
         if set(keys) != {facts["key"]} and facts["key"] in keys:
             durable.write(self._path, json.dumps({facts["key"]: keys[str(facts["key"])]}).encode())
 
-    def read_mark(self) -> str | None:
-        return _read_mark(self._mark)
-
     def write_mark(self, mark: str) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        durable.write(self._mark, mark.encode())
+        super().write_mark(mark)
 
     def _key(self, facts: Facts) -> bytes:
         try:
@@ -266,15 +277,15 @@ def _with_keyring(work: Callable[[Any], Any]) -> Any:
         raise SecretsError(f"the keyring refuses: {type(exc).__name__}; unlock it") from None
 
 
-class CommandRoot:
+class CommandRoot(_Marked):
     """A program that wraps and unwraps, such as the client of a key management service: `PROGRAM wrap` and `PROGRAM
     unwrap` read one line of base64 and write one."""
 
     kind = "command"
 
     def __init__(self, command: list[str], mark: Path) -> None:
+        super().__init__(mark)
         self._command = command
-        self._mark = mark
 
     def create(self) -> Facts:
         return {"kind": self.kind}
@@ -296,12 +307,6 @@ class CommandRoot:
         """Its keys are its own business."""
 
     forget_others = forget
-
-    def read_mark(self) -> str | None:
-        return _read_mark(self._mark)
-
-    def write_mark(self, mark: str) -> None:
-        durable.write(self._mark, mark.encode())
 
     def _ask(self, what: str, value: bytes) -> bytes:
         try:
@@ -325,15 +330,15 @@ class CommandRoot:
         raise SecretsError(f"{self._command[0]} {what} did not answer one line of base64")
 
 
-class PassphraseRoot:
+class PassphraseRoot(_Marked):
     """A key made from a passphrase by Argon2id, whose parameters the vault notes."""
 
     kind = "passphrase"
 
     def __init__(self, passphrase: Callable[[], bytes], mark: Path) -> None:
+        super().__init__(mark)
         self._ask = passphrase
         self._given: bytes | None = None
-        self._mark = mark
 
     @property
     def _passphrase(self) -> bytes:
@@ -356,12 +361,6 @@ class PassphraseRoot:
         """There is nothing to keep."""
 
     forget_others = forget
-
-    def read_mark(self) -> str | None:
-        return _read_mark(self._mark)
-
-    def write_mark(self, mark: str) -> None:
-        durable.write(self._mark, mark.encode())
 
 
 def argon2_parameters() -> Facts:
@@ -403,11 +402,6 @@ def _asked(path: Path | None) -> Callable[[], bytes]:
         return getpass("Passphrase of the vault: ").encode()
 
     return ask
-
-
-def _read_mark(path: Path) -> str | None:
-    content = durable.read(path)
-    return None if content is None else content.decode("ascii", "replace")
 
 
 def _opened(key: bytes, wrapped: bytes, to: bytes, what: str) -> bytes:
