@@ -172,7 +172,7 @@ def check_remote_url(text: str) -> str:
     if parts.scheme == "https":
         return text
     if parts.scheme == "http":
-        if _is_loopback(parts.hostname or ""):
+        if is_loopback(parts.hostname or ""):
             return text
         raise ValueError("http is only allowed to this machine (127.0.0.1, [::1], localhost); write https")
     raise ValueError("is no https URL; write https://, a host and a path")
@@ -368,10 +368,9 @@ def _split_url(text: str) -> _Url:
     return _Url(parts.scheme, parts.hostname)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own; an IPv6 address stands without brackets."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -4,7 +4,6 @@ Knows paths; each path's work is done by the module it names."""
 
 from __future__ import annotations
 
-import ipaddress
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from catalog import CatalogError
+from catalog.reference import is_loopback
 from gateway.admin import AdminApi
 from gateway.apis import model_routes
 from gateway.auth.guard import Guard
@@ -75,11 +75,7 @@ def _is_local_origin(value: bytes) -> bool:
 
 @lru_cache(maxsize=256)
 def _names_loopback(url: bytes) -> bool:
-    name = _hostname(url)
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(_hostname(url))
 
 
 def _hostname(value: bytes) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Final
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gateway import durable
 
 FIRST: Final = b"0" * 64
 """What the first record follows."""
@@ -72,14 +73,7 @@ class Key:
             return cls.read(path)
         except FileNotFoundError:
             raw = Ed25519PrivateKey.generate().private_bytes_raw()
-            # Under another name first: half a key would stop all signing.
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            durable.write(path, raw)  # half a key would stop all signing
         return cls(Ed25519PrivateKey.from_private_bytes(raw))
 
     @classmethod

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway import errors
+from gateway.auth.urls import LOOPBACK
 from gateway.wire.http_client import HttpFailure, HttpOrigin
 from gateway.wire.sse import EventReader
 
@@ -42,7 +43,7 @@ class RemoteModel:
             host = ""
         if not host or not self.model or parts.username is not None or parts.query:
             raise errors.SettingsError(f"--model {ref}: give URL#MODEL, such as http://127.0.0.1:11434/v1#llama3.2")
-        if key and parts.scheme != "https" and host not in ("127.0.0.1", "::1", "localhost"):
+        if key and parts.scheme != "https" and host not in LOOPBACK:
             raise errors.SettingsError(f"--model {ref}: a key is sent over https only")
         self._headers = f"Authorization: Bearer {key}\r\n".encode() if key else b""
         self._path = parts.path.rstrip("/") + "/chat/completions"

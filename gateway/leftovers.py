@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from gateway import packages
+from gateway import durable, packages
 from gateway.images import rootfs
 from gateway.images.builder import BUILDS
 from gateway.runs import MARK, RUN_FILE, SOCKET, Run
@@ -63,6 +63,7 @@ def _half_written(state_dir: Path, cache_dir: Path) -> Iterator[Path]:
     """Files named by the process that writes them, where there is no such process any more."""
     for folder in (cache_dir / "catalogs", cache_dir / "signatures", cache_dir / "vectors"):
         yield from (file for file in folder.glob("*.tmp") if _is_gone(file.suffixes[-2:][0].lstrip(".")))
+    yield from (file for file in state_dir.glob(f".*{durable.SUFFIX}") if _is_gone(file.suffixes[-2:][0].lstrip(".")))
     yield from (file for file in state_dir.glob(".catalog.lock.*") if _is_gone(file.suffix.lstrip(".")))
 
 

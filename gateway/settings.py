@@ -5,7 +5,6 @@ The one reader of the environment. Knows nothing of what the values are used for
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from catalog.reference import is_loopback
 from gateway.auth.urls import check_url
 from gateway.choice import read_choice
 from gateway.engine_address import EngineAddress, find_engine
@@ -111,10 +111,7 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def url(self) -> str:

@@ -6,7 +6,6 @@ Knows programs and servers that keep secrets for others; the vault is vault/, fi
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+from catalog.reference import is_loopback
 from gateway.errors import SecretsError, SettingsError
 from gateway.secrets import MAX_SECRET_BYTES, EnvironmentSecrets, FolderSecrets, SecretStore, SecretValue, usable
 
@@ -93,7 +93,7 @@ class BaoSecrets:
         mount, _, folder = parts.path.strip("/").partition("/")
         if parts.scheme not in ("http", "https") or not parts.hostname or not mount or parts.query or parts.username:
             raise SettingsError("LOCKGATE_STORES: give openbao:https://host:8200/MOUNT or …/MOUNT/FOLDER")
-        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise SettingsError(f"LOCKGATE_STORES: {parts.hostname} would be sent the token unencrypted; use https")
         self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
         self._mount = mount
@@ -206,10 +206,3 @@ def _parts(name: str) -> tuple[str, str]:
     """What stands before and after the last dot or slash of a name."""
     item, field = re.split(r"[./](?=[^./]*$)", name, maxsplit=1)
     return item, field
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

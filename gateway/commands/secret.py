@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from catalog.reference import check_secret_reference
+from gateway import durable
 from gateway.client import gateway_client
 from gateway.commands.running import AsJson, out, print_json, run, settings, shown
 from gateway.database import Database
@@ -24,7 +25,7 @@ from gateway.errors import SecretsError, SettingsError
 from gateway.gateway import lock_state, release_state
 from gateway.serving import find_running
 from gateway.settings import Settings
-from gateway.vault import Vault, durable
+from gateway.vault import Vault
 from gateway.vault.desk import VaultDesk
 
 app = typer.Typer(no_args_is_help=True)

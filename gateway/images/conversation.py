@@ -4,7 +4,6 @@ Knows no documents and no paths below the repository's own; registry.py does."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import msgspec
 import requests
 
+from catalog import reference
 from gateway.errors import ImageError
 from gateway.images.logins import Login
 from gateway.images.names import HUB, ImageName
@@ -215,11 +215,7 @@ class _Untrusted(ImageError):
 
 def is_loopback(host: str) -> bool:
     """Whether a registry is on this machine, where Docker too does without TLS."""
-    address, _ = split_address(host, 443)
-    try:
-        return address == "localhost" or ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return reference.is_loopback(split_address(host, 443)[0])
 
 
 def _certificate_of(host: str) -> str:

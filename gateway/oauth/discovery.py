@@ -5,13 +5,13 @@ checked before it is used: issuers and resources are compared as plain strings, 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
+from catalog.reference import is_loopback
 from gateway.auth.fetch import Fetcher, FetchRefused
 from gateway.errors import CredentialMissing
 
@@ -141,13 +141,6 @@ def _secure(url: str, what: str) -> None:
         parts.scheme != "https" and not (parts.scheme == "http" and loopback)
     ):  # fmt: skip
         raise CredentialMissing(f"the address of {what} is not a plain https URL, so no sign-in")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _document(fetcher: Fetcher, url: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import msgspec
 from anyio import to_thread
 
 from catalog import Entry
+from catalog.reference import is_loopback
 from gateway.auth.fetch import Fetcher, FetchRefused, Reach
 from gateway.errors import CredentialMissing, SecretsError
 from gateway.oauth import discovery, exchange
@@ -369,7 +370,7 @@ async def _challenge(fetcher: Fetcher, url: str) -> discovery.Challenge:
 def _fetcher(url: str) -> Fetcher:
     """Public addresses only, unless the operator's own entry is on this machine."""
     host = urlsplit(url).hostname or ""
-    return Fetcher(Reach(loopback=discovery.is_loopback(host)))
+    return Fetcher(Reach(loopback=is_loopback(host)))
 
 
 def _url(entry: Entry) -> str:

@@ -1,6 +1,6 @@
 """Tools that are no server: each call runs a container of its own, with one made in advance for the next.
 
-Speaks MCP to the gateway in the place of a server (revision 2025-11-25, tools only); containers are oneshot.py's."""
+Speaks MCP to the gateway in the place of a server; containers are oneshot.py's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from catalog import CallTool, ConfigInvalid, Entry, Instance, Setting
-from gateway import __version__, errors
+from gateway import errors
 from gateway.runtimes.oneshot import Made, Maker, Outcome, run_once
 from gateway.serverlog import ServerLog
-from gateway.wire import envelope
-from gateway.wire.channel import Receiver, Routing
-from gateway.wire.envelope import WireError
-from gateway.wire.revisions import Era
+from gateway.wire.answering import AnsweringChannel
+from gateway.wire.channel import Receiver
 
-REVISION: Final = "2025-11-25"
 MAX_CALLS: Final = 8
 """Containers of one entry at a time; further calls wait."""
-METHOD_NOT_FOUND: Final = -32601
-INVALID_PARAMS: Final = -32602
 _SCHEMA: Final[Mapping[str, dict[str, Any]]] = {
     "string": {"type": "string"},
     "integer": {"type": "integer"},
@@ -69,81 +64,25 @@ def _property(parameter: Setting) -> dict[str, Any]:
     return schema
 
 
-class PerCallChannel:
-    """Answers in the place of a server. Each call is a task; each tool without mounts has a container in reserve."""
+class PerCallChannel(AnsweringChannel):
+    """Each tool without mounts has a container in reserve."""
 
     def __init__(self, maker: Maker, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> None:
         """The containers get the secrets of `owner`'s own, where a principal is named."""
-        self.detail: Mapping[str, str] = {"container": "one for each call"}
+        info = {"name": entry.id, "title": entry.title}
+        super().__init__(receiver, info, map(definition, entry.per_call), container="one for each call")
         self._maker = maker
         self._entry = entry
         self._tools = {tool.name: tool for tool in entry.per_call}
-        self._receiver = receiver
         self._log = log
         self._owner = owner
-        self._calls: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Made] = {}
         self._making: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MAX_CALLS)
-        self._closed = False
-
-    # -- Channel -----------------------------------------------------------------------------
-
-    def send(self, message: bytes, id: int | None = None, routing: Routing | None = None) -> None:
-        if self._closed:
-            return
-        try:
-            asked = envelope.value(message)
-        except WireError:
-            return
-        method, params = asked.get("method"), asked.get("params") or {}
-        if id is None:
-            if method == "notifications/cancelled":
-                self.abort(int(params.get("requestId") or 0))
-            return
-        match method:
-            case "initialize":
-                facts = {"name": self._entry.id, "title": self._entry.title, "version": __version__}
-                answer = {"protocolVersion": REVISION, "capabilities": {"tools": {}}, "serverInfo": facts}
-                self._answer(id, {"result": answer})
-            case "ping":
-                self._answer(id, {"result": {}})
-            case "tools/list":
-                self._answer(id, {"result": {"tools": [definition(tool) for tool in self._tools.values()]}})
-            case "tools/call" if params.get("name") in self._tools:
-                tool = self._tools[params["name"]]
-                task = asyncio.get_running_loop().create_task(self._call(id, tool, params.get("arguments") or {}))
-                self._calls[id] = task
-                task.add_done_callback(lambda _: self._calls.pop(id, None))
-            case "tools/call":
-                self._answer(id, {"error": {"code": INVALID_PARAMS, "message": "unknown tool"}})
-            case _:
-                self._answer(id, {"error": {"code": METHOD_NOT_FOUND, "message": "method not found"}})
-
-    def abort(self, id: int) -> bool:
-        if task := self._calls.get(id):
-            task.cancel()
-        return True
-
-    @property
-    def is_full(self) -> bool:
-        return False
-
-    async def drain(self) -> None:
-        """Calls wait for their turn in a task of their own."""
-
-    def negotiated(self, era: Era, revision: str) -> None:
-        """There is one revision."""
-
-    async def settled(self) -> None:
-        """Nothing is sent that belongs to no request."""
 
     async def close(self) -> None:
         self._closed = True
-        tasks = [*self._calls.values(), *self._making.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end([*self._calls.values(), *self._making.values()])
         spares, self._spares = list(self._spares.values()), {}
         for spare in spares:
             try:
@@ -153,20 +92,21 @@ class PerCallChannel:
 
     # -- calls -------------------------------------------------------------------------------
 
-    async def _call(self, id: int, tool: CallTool, arguments: Mapping[str, object]) -> None:
+    async def _call(self, id: int, tool: str, params: Mapping[str, Any]) -> None:
+        called = self._tools[tool]
         try:
-            entry = tool_entry(self._entry, tool).configured(arguments)
+            entry = tool_entry(self._entry, called).configured(params.get("arguments") or {})
         except ConfigInvalid as exc:
             wrong = "; ".join(problem.message.replace("setting", "argument") for problem in exc.problems)
             self._answer(id, _result(wrong, is_error=True))
             return
         try:
             async with self._slots:
-                made = self._spares.pop(tool.name, None) if not tool.mounts else None
+                made = self._spares.pop(called.name, None) if not called.mounts else None
                 if made is None:
-                    made = await self._maker.make(entry, tool.command, self._log, self._owner)
-                self._make_spare(tool)
-                outcome = await run_once(self._maker, made, entry.args[len(tool.command) :], self._log)
+                    made = await self._maker.make(entry, called.command, self._log, self._owner)
+                self._make_spare(called)
+                outcome = await run_once(self._maker, made, entry.args[len(called.command) :], self._log)
         except errors.UpstreamError as exc:
             self._receiver.failed(id, exc)
             return
@@ -187,9 +127,6 @@ class PerCallChannel:
             self._log.write("gateway", f"no container in reserve: {exc}")
             return
         self._spares[tool.name] = made
-
-    def _answer(self, id: int, members: Mapping[str, Any]) -> None:
-        self._receiver.received(envelope.encode({"jsonrpc": "2.0", "id": id, **members}), id)
 
 
 def _outcome_result(outcome: Outcome) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from sqlalchemy import Row, delete, insert, select, update
 
+from gateway import durable
 from gateway.auth.keys import is_disabled
 from gateway.auth.keys import table as api_keys
 from gateway.database import Database
 from gateway.signin.tables import accounts, grants, refreshes
 from gateway.signin.tickets import hashed
-from gateway.vault import durable
 
 REFRESH_S: Final = 30 * 86400.0
 GRACE_S: Final = 10.0

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway.auth.urls import LOOPBACK
+
 LOOPBACK_LITERALS: Final = frozenset({"127.0.0.1", "::1"})
-LOOPBACK: Final = LOOPBACK_LITERALS | {"localhost"}
 MAX_URIS: Final = 16
 MAX_URI: Final = 1024
 NEVER: Final = frozenset(

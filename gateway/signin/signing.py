@@ -15,6 +15,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key
 from sqlalchemy import delete, insert, select
 
+from gateway import durable
 from gateway.auth import tokens
 from gateway.auth.authenticator import RECHECK_S, Credential
 from gateway.auth.errors import BadCredential
@@ -23,7 +24,6 @@ from gateway.auth.tokens import Unverified
 from gateway.database import Database
 from gateway.signin.grants import Grant, Grants
 from gateway.signin.tables import signing_keys
-from gateway.vault import durable
 from policies import Principal
 
 ALGORITHM: Final = "ES256"

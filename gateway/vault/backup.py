@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from anyio import to_thread
 
+from gateway import durable
 from gateway.errors import SecretsError
-from gateway.vault import durable
 from gateway.vault.roots import argon2_parameters, from_passphrase
 from gateway.vault.sealing import Unsealable, bound, seal, unseal
 from gateway.vault.vault import SECRET, Change, Place, Vault

@@ -16,8 +16,8 @@ from getpass import getpass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from gateway import durable
 from gateway.errors import SecretsError, SettingsError
-from gateway.vault import durable
 from gateway.vault.sealing import KEY_BYTES, Unsealable, new_key, seal, unseal
 
 Facts = Mapping[str, str | int]

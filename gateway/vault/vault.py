@@ -23,10 +23,10 @@ from sqlalchemy import RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway import durable
 from gateway.database import Database
 from gateway.errors import SecretsError
 from gateway.secrets import SecretValue, usable
-from gateway.vault import durable
 from gateway.vault.roots import Facts, Root, open_root, root_of_kind
 from gateway.vault.sealing import Keyring, Sum, Unsealable, bound, new_key
 from gateway.vault.tables import items, states

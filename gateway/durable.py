@@ -13,6 +13,8 @@ from typing import Final
 from gateway.errors import SecretsError
 
 MAX_BYTES: Final = 64 * 1024 * 1024
+SUFFIX: Final = ".new"
+"""Ends the name of a file half written, behind the id of the process that writes it."""
 
 
 def write(path: Path, content: bytes) -> None:
@@ -21,7 +23,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         OSError: the old one is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
