@@ -14,30 +14,42 @@ from engine.pipe import Done, Piece, TokenChance
 Chunk = dict[str, Any]
 
 
-class Answer:
-    """One choice of a chat completion."""
+class _Choice:
+    """What every choice of a completion has: its number, and the counts for its usage."""
 
-    def __init__(self, head: Chunk, number: int, tool_names: Sequence[str]) -> None:
+    prefix: str
+    object: str
+    is_circling = False
+    """It makes the same call again: a small model that has lost its way, and would go on."""
+
+    def __init__(self, head: Chunk, number: int) -> None:
         self._head = head
         self._number = number
-        self._parser = CallParser(tool_names) if tool_names else None
-        self._call_numbers = itertools.count()
-        self._calls: set[Call] = set()
-        self._is_begun = False
-        self.is_circling = False
-        """It makes the same call again: a small model that has lost its way, and would go on."""
         self.n_prompt = 0
         self.n_cached = 0
         self.n_completion = 0
 
-    @staticmethod
-    def head(ref: str) -> Chunk:
+    @classmethod
+    def head(cls, ref: str) -> Chunk:
         return {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
+            "id": f"{cls.prefix}-{secrets.token_hex(12)}",
+            "object": cls.object,
             "created": int(time.time()),
             "model": ref,
         }
+
+
+class Answer(_Choice):
+    """One choice of a chat completion."""
+
+    prefix, object = "chatcmpl", "chat.completion.chunk"
+
+    def __init__(self, head: Chunk, number: int, tool_names: Sequence[str]) -> None:
+        super().__init__(head, number)
+        self._parser = CallParser(tool_names) if tool_names else None
+        self._call_numbers = itertools.count()
+        self._calls: set[Call] = set()
+        self._is_begun = False
 
     def begin(self) -> Iterator[Chunk]:
         if not self._is_begun:
@@ -104,28 +116,15 @@ def _token(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
-class TextAnswer:
+class TextAnswer(_Choice):
     """One choice of a text completion."""
 
-    is_circling = False
+    prefix, object = "cmpl", "text_completion"
 
     def __init__(self, head: Chunk, number: int, echo: str) -> None:
-        self._head = head
-        self._number = number
+        super().__init__(head, number)
         self._echo = echo
         self._n_chars = 0
-        self.n_prompt = 0
-        self.n_cached = 0
-        self.n_completion = 0
-
-    @staticmethod
-    def head(ref: str) -> Chunk:
-        return {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": ref,
-        }
 
     def begin(self) -> Iterator[Chunk]:
         if self._echo:

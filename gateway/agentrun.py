@@ -9,11 +9,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
+from anyio import to_thread
+
 from engine import ModelStore
 from engine.agent import INSTRUCTIONS, Budget, CallTool, GenerateChunks, ToolOutcome, run_agent
 from engine.conversation import key_of
 from engine.definition import selects
-from engine.events import Event, ToolCalled, ToolReturned
+from engine.events import Event, TextWritten, ToolCalled, ToolReturned
 from engine.transcript import Header, Record, Transcript
 from gateway.chatstream import GatewayRefused
 
@@ -29,18 +31,25 @@ REFUSED: Final = "The user did not agree to this call. Do not try it again; go o
 READ_ONLY: Final = "This call could change something and nobody is there to agree to it. Go on without it."
 
 
+class NoSuchTool(GatewayRefused):
+    """A name or pattern that no tool has."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(f"--tools {pattern}: no tool of the profile has such a name; see `lockgate tools list`")
+        self.pattern = pattern
+
+
 def selected(tools: Iterable[Tool], patterns: Sequence[str]) -> list[Tool]:
     """
     Raises:
-        GatewayRefused: a pattern names no tool there is.
+        NoSuchTool: a pattern names no tool there is.
     """
     tools = list(tools)
+    found = [tool for tool in tools if selects(patterns, tool["name"])]
     for pattern in patterns:
-        if not any(selects([pattern], tool["name"]) for tool in tools):
-            raise GatewayRefused(
-                f"--tools {pattern}: no tool of the profile has such a name; see `lockgate tools list`"
-            )
-    return [tool for tool in tools if selects(patterns, tool["name"])]
+        if not any(selects([pattern], tool["name"]) for tool in found):
+            raise NoSuchTool(pattern)
+    return found
 
 
 def function_of(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +156,6 @@ async def carry_out(
     )
     async with aclosing(steps):
         async for event in steps:
-            if transcript is not None:
-                transcript.add(event)
+            if transcript is not None and not isinstance(event, TextWritten):
+                await to_thread.run_sync(transcript.add, event)  # it waits for the disk, and others share this loop
             yield event

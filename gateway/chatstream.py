@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,11 @@ MAX_ERROR_PIECES: Final = 64
 
 class GatewayRefused(errors.GatewayError):
     """The gateway, or the model's server, answered an error; the message is its own."""
+
+
+def is_elsewhere(ref: str) -> bool:
+    """Whether a model's name is that of one served elsewhere, and not of the store's."""
+    return "://" in ref
 
 
 class RemoteModel:
@@ -49,17 +54,14 @@ class RemoteModel:
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self._origin = HttpOrigin(f"{parts.scheme}://{parts.netloc}")
 
-    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """Stream chat.completion.chunk objects.
+    def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """Stream chat.completion.chunk objects, as `stream_chat` does."""
+        return stream_chat(self._origin, self._path, self._headers, {**request, "model": self.model})
 
-        Raises:
-            GatewayRefused: the server's error.
-        """
-        asked = {**request, "model": self.model}
-        async for chunk in stream_chat(self._origin, self._path, self._headers, asked):
-            yield chunk
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self._origin.aclose()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -99,16 +99,14 @@ class GatewayClient:
             raise refusal(str(body.get("error", f"HTTP {answer.status}")))
         return body
 
-    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Stream chat.completion.chunk objects from the gateway's model; closing the iterator cancels.
 
         Raises:
             GatewayRefused: the model's error.
         """
         token = f"Authorization: Bearer {self.running.admin_token}\r\n".encode()
-        async with aclosing(stream_chat(self._origin, "/v1/chat/completions", token, request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return stream_chat(self._origin, "/v1/chat/completions", token, request)
 
 
 @asynccontextmanager

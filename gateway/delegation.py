@@ -13,19 +13,20 @@ from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 import msgspec
+from anyio import to_thread
 from msgspec import Meta
 
 from engine import EngineError
 from engine.agent import Budget, GenerateChunks, ToolOutcome
 from engine.conversation import key_of
-from engine.definition import Spending, selects
+from engine.definition import Spending
 from engine.events import Answered, StepStarted, Stopped, ToolCalled, ToolReturned
 from engine.transcript import Header, Transcript, new_id
 from gateway import errors
-from gateway.agentrun import Tool, carry_out, function_of, is_small, outcome_of
+from gateway.agentrun import NoSuchTool, Tool, carry_out, function_of, is_small, outcome_of, selected
 from gateway.bridge import InputRequired
 from gateway.caller import Caller
-from gateway.chatstream import RemoteModel
+from gateway.chatstream import RemoteModel, is_elsewhere
 from gateway.door import Door
 from gateway.inner import Progress, ToolArgumentsInvalid
 from gateway.models import Models
@@ -130,14 +131,14 @@ class Delegate:
             functions=[function_of(tool) for tool in tools],
             schema=order.schema,
             agent="delegate",
-            insist=is_small(self._models.store, self._settings.model),
+            insist=await to_thread.run_sync(is_small, self._models.store, self._settings.model),
         )
 
         async def call_tool(name: str, arguments: dict[str, Any]) -> ToolOutcome:
             return await self._call(own, name, arguments)
 
         receipt = _Receipt(header, budget, progress)
-        with Transcript.create(self._settings.state_dir / "transcripts", header) as transcript:
+        with await to_thread.run_sync(Transcript.create, self._settings.transcripts_dir, header) as transcript:
             async with (
                 self._model(header.model) as generate,
                 aclosing(carry_out(header, transcript, generate, call_tool)) as events,
@@ -148,12 +149,9 @@ class Delegate:
 
     @asynccontextmanager
     async def _model(self, ref: str) -> AsyncIterator[GenerateChunks]:
-        if "://" in ref:
-            remote = RemoteModel(ref)
-            try:
+        if is_elsewhere(ref):
+            async with RemoteModel(ref) as remote:
                 yield remote.chat
-            finally:
-                await remote.aclose()
             return
 
         def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -171,11 +169,10 @@ class Delegate:
         # With a budget the list is short, and has tools that call any other, also this one.
         definitions = view.pages["tools/list"].raw if view.shelf is None else view.shelf.definitions.values()
         listed: list[Tool] = [envelope.value(raw) for raw in definitions]
-        found = [tool for tool in listed if tool["name"] not in inner and selects(patterns, tool["name"])]
-        for pattern in patterns:
-            if not any(selects([pattern], tool["name"]) for tool in found):
-                raise errors.UnknownName(f"you have no tool that {pattern} names")
-        return found
+        try:
+            return selected((tool for tool in listed if tool["name"] not in inner), patterns)
+        except NoSuchTool as exc:
+            raise errors.UnknownName(f"you have no tool that {exc.pattern} names") from exc
 
     async def _call(self, caller: Caller, name: str, arguments: dict[str, Any]) -> ToolOutcome:
         params = envelope.encode({"name": envelope.raw(name), "arguments": envelope.raw(arguments)})

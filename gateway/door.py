@@ -8,7 +8,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 import anyio
 from msgspec import Raw
@@ -233,22 +234,20 @@ class Door:
         key = (self.policy.generation, self.pool.generation, caller.principal, action, profile, server, item)
         decision = self._decisions.get(key)
         if decision is None:
-            reads = self.policy.reads_context(self._request(caller, action, server, item))
-            given = envelope.value(arguments) if reads and arguments else {}
-            decision = self.decide(caller, action, server, item, given)
+            request = self._request(caller, action, server, item)
+            reads = self.policy.reads_context(request)
+            if reads and arguments:
+                request = replace(request, arguments=envelope.value(arguments) or {})
+            decision = self._refusal(caller, action, server, item) or self.policy.decide(request)
             if len(self._decisions) >= MAX_DECISIONS:
                 self._decisions.clear()
             if not reads and len(item) <= MAX_ITEM_CHARS:
                 self._decisions[key] = decision
         return decision
 
-    def decide(
-        self, caller: Caller, action: Action, id: str, item: str, arguments: Mapping[str, Any] | None = None
-    ) -> Decision:
+    def decide(self, caller: Caller, action: Action, id: str, item: str) -> Decision:
         """The word of the profile and of policy on one item."""
-        return self._refusal(caller, action, id, item) or self.policy.decide(
-            self._request(caller, action, id, item, arguments)
-        )
+        return self._refusal(caller, action, id, item) or self.policy.decide(self._request(caller, action, id, item))
 
     def _refusal(self, caller: Caller, action: Action, id: str, item: str) -> Decision | None:
         """The word of the profile, if that is no."""
@@ -263,9 +262,7 @@ class Door:
             return Decision(False, (), f"profile {profile.name} selects tools of {server}")
         return None
 
-    def _request(
-        self, caller: Caller, action: Action, id: str, item: str, arguments: Mapping[str, Any] | None = None
-    ) -> Request:
+    def _request(self, caller: Caller, action: Action, id: str, item: str) -> Request:
         """What policy is asked; it knows servers by the ids of their entries."""
         profile, known = caller.profile, self.pool.servers.get(id)
         categories = known.entry.categories if known is not None else ()
@@ -273,7 +270,7 @@ class Door:
         facts = listing.facts(item, categories) if listing and action in ("call", "list") else Facts(categories)
         entry = profile.entry_id(profile.names.get(id, id))
         circumstances = Circumstances(time.time(), SOURCE.get())
-        return Request(caller.principal, action, profile.name, entry, item, arguments or {}, facts, circumstances)
+        return Request(caller.principal, action, profile.name, entry, item, {}, facts, circumstances)
 
     @staticmethod
     def _finished(

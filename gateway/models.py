@@ -18,7 +18,7 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         self.default = settings.model
-        self.store = ModelStore(settings.cache_dir / "models")
+        self.store = ModelStore(settings.models_dir)
         budget_bytes = settings.model_memory_mb << 20 if settings.model_memory_mb else available_bytes()
         self.pool = ModelPool(
             self.store,

@@ -100,7 +100,7 @@ async def search_by_meaning(settings: Settings, catalog: Catalog, asked: str, re
 
 def stored_model(settings: Settings, ref: str) -> StoredModel:
     """Raises: ModelNotFound, which says how to come by a model, or BadModelFile."""
-    store = ModelStore(settings.cache_dir / "models")
+    store = ModelStore(settings.models_dir)
     try:
         return store.get(ref)
     except ModelNotFound as exc:

@@ -100,6 +100,16 @@ class Settings:
         return self.state_dir / "catalog.lock" if self.catalog is None else self.catalog.with_suffix(".lock")
 
     @property
+    def models_dir(self) -> Path:
+        """The store of local models."""
+        return self.cache_dir / "models"
+
+    @property
+    def transcripts_dir(self) -> Path:
+        """What agents did, a file a run."""
+        return self.state_dir / "transcripts"
+
+    @property
     def agents_dir(self) -> Path:
         """Where agents are defined, a file each."""
         return self.state_dir / "agents" if self.catalog is None else self.catalog.parent / "agents"

@@ -20,7 +20,7 @@ from anyio import to_thread
 from rich.table import Table
 
 from engine import ModelStore
-from engine.agent import GenerateChunks
+from engine.agent import CallTool, GenerateChunks
 from engine.definition import AgentDefinition, definitions, find_definition, load_definition
 from engine.errors import BadDefinition
 from engine.events import (
@@ -38,7 +38,7 @@ from engine.events import (
 from engine.transcript import Header, Record, Transcript, load, load_all, new_id
 from gateway import errors
 from gateway.agentrun import Approve, Recorded, carry_out, function_of, is_small, selected, through_gateway
-from gateway.chatstream import RemoteModel
+from gateway.chatstream import RemoteModel, is_elsewhere
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, run, settings, shown
 from gateway.settings import Settings
@@ -152,7 +152,7 @@ def replay_command(
 def list_command(as_json: AsJson = False) -> None:
     """List the runs there were, newest first, and the agents that are defined."""
     wanted = settings()
-    records = list(load_all(transcripts(wanted)))
+    records = list(load_all(wanted.transcripts_dir))
     if as_json:
         agents = {
             name: {"error": str(one)} if isinstance(one, BadDefinition) else msgspec.to_builtins(one)
@@ -174,7 +174,7 @@ def list_command(as_json: AsJson = False) -> None:
 @app.command("show")
 def show_command(run_id: RunArgument = "last", as_json: AsJson = False) -> None:
     """Show the transcript of a run."""
-    record = load(transcripts(settings()), run_id)
+    record = load(settings().transcripts_dir, run_id)
     if as_json:
         print_json(_transcript(record))
         return
@@ -184,10 +184,6 @@ def show_command(run_id: RunArgument = "last", as_json: AsJson = False) -> None:
         _show(event)
     if record.state == "unfinished":
         err.print(f"unfinished: go on with `lockgate agent resume {header.run}`")
-
-
-def transcripts(settings: Settings) -> Path:
-    return settings.state_dir / "transcripts"
 
 
 def _finish(record: Record, as_json: bool) -> None:
@@ -223,35 +219,32 @@ def _schema(path: Path) -> dict[str, Any]:
 
 async def _begin(wanted: Settings, header: Header, profile: str | None, key_env: str | None, as_json: bool) -> Record:
     async with _generator(wanted, header.model, key_env, profile) as (client, generate):
-        tools = selected(await client.list_tools(), header.tools)
-        header = msgspec.structs.replace(header, functions=[function_of(tool) for tool in tools])
-        header = msgspec.structs.replace(header, insist=is_small(ModelStore(wanted.cache_dir / "models"), header.model))
+        header = msgspec.structs.replace(header, insist=is_small(ModelStore(wanted.models_dir), header.model))
+        header, call_tool = await _equipped(client, header)
         if not as_json:
-            err.print(f"{header.model}, {len(tools)} tools at {client.running.url}, run {header.run}", style="dim")
-        call_tool = through_gateway(client.call_tool, tools, _approve(header), _ask)
-        with Transcript.create(transcripts(wanted), header) as transcript:
+            n_tools = len(header.functions)
+            err.print(f"{header.model}, {n_tools} tools at {client.running.url}, run {header.run}", style="dim")
+        with Transcript.create(wanted.transcripts_dir, header) as transcript:
             events = await _watch(carry_out(header, transcript, generate, call_tool), as_json)
     return Record(header, events)
 
 
 async def _go_on(wanted: Settings, run_id: str, more: Mapping[str, Any], key_env: str | None, as_json: bool) -> Record:
-    transcript, record = Transcript.reopen(transcripts(wanted), run_id)
+    transcript, record = Transcript.reopen(wanted.transcripts_dir, run_id)
     with transcript:
         if record.answer is not None:
             raise errors.SettingsError(f"run {record.header.run} has its answer; `lockgate agent show` shows it")
         budget = {**record.header.budget, **more}
         header = msgspec.structs.replace(record.header, budget=budget)
         async with _generator(wanted, header.model, key_env, header.profile) as (client, generate):
-            tools = selected(await client.list_tools(), header.tools)
-            header = msgspec.structs.replace(header, functions=[function_of(tool) for tool in tools])
-            call_tool = through_gateway(client.call_tool, tools, _approve(header), _ask)
+            header, call_tool = await _equipped(client, header)
             steps = carry_out(header, transcript, generate, call_tool, record.history)
             events = await _watch(steps, as_json)
     return Record(header, [*record.events, *events])
 
 
 async def _again(wanted: Settings, run_id: str, model: str | None, key_env: str | None, as_json: bool) -> Record:
-    record = load(transcripts(wanted), run_id)
+    record = load(wanted.transcripts_dir, run_id)
     header = msgspec.structs.replace(record.header, run=new_id(), at=time.time(), model=model or record.header.model)
     recorded = Recorded(record)
     async with _generator(wanted, header.model, key_env, None) as (_, generate):
@@ -261,9 +254,12 @@ async def _again(wanted: Settings, run_id: str, model: str | None, key_env: str 
     return Record(header, events)
 
 
-def _approve(header: Header) -> Approve:
+async def _equipped(client: GatewayClient, header: Header) -> tuple[Header, CallTool]:
+    """The run with the tools that there are now, and the way to call them."""
+    tools = selected(await client.list_tools(), header.tools)
     approve: Approve = msgspec.convert(header.approve, Approve)
-    return approve
+    call_tool = through_gateway(client.call_tool, tools, approve, _ask)
+    return msgspec.structs.replace(header, functions=[function_of(tool) for tool in tools]), call_tool
 
 
 @asynccontextmanager
@@ -271,15 +267,11 @@ async def _generator(
     wanted: Settings, model: str, key_env: str | None, profile: str | None
 ) -> AsyncIterator[tuple[GatewayClient, GenerateChunks]]:
     """A session with the gateway, and the model: its own, or one served elsewhere."""
-    if "://" in model:
-        remote = RemoteModel(model, _key(key_env))
-        try:
-            async with gateway_client(wanted, profile) as client:
-                yield client, remote.chat
-        finally:
-            await remote.aclose()
+    if is_elsewhere(model):
+        async with RemoteModel(model, _key(key_env)) as remote, gateway_client(wanted, profile) as client:
+            yield client, remote.chat
         return
-    await _ensure_model(ModelStore(wanted.cache_dir / "models"), model)
+    await _ensure_model(ModelStore(wanted.models_dir), model)
     async with gateway_client(wanted, profile) as client:
 
         def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:

@@ -33,7 +33,7 @@ from catalog.writing import write_catalog
 from gateway.abilities import lacking
 from gateway.catalogs import catalog_file, open_catalog, profiles_file
 from gateway.commands.asking import ask_gateway
-from gateway.commands.running import AsJson, err, out, print_json, settings, shown
+from gateway.commands.running import AsJson, completed, err, out, print_json, settings, shown
 from gateway.errors import SettingsError
 from gateway.rulebook import open_rulebook
 
@@ -43,14 +43,7 @@ SHOWN_COUNTS: Final = 12
 VALUE_CHARS: Final = 160
 
 
-def _ids(incomplete: str) -> list[str]:
-    """For shell completion, which must never fail."""
-    try:
-        return [id for id in open_catalog(settings()).entries if id.startswith(incomplete)]
-    except Exception:  # noqa: BLE001  # outermost border: a shell that completes shows no errors
-        return []
-
-
+_ids = completed(lambda: open_catalog(settings()).entries)
 EntryId = Annotated[str, typer.Argument(help="The id of a catalogue entry.", autocompletion=_ids)]
 
 

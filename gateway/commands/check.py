@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from gateway import errors
+from gateway.chatstream import is_elsewhere
 from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings, shown
 from gateway.gateway import Gateway
 from gateway.serving import find_running
@@ -66,7 +67,7 @@ async def _work(profile: str | None, start: bool) -> list[dict[str, Any]]:
             f"{engine}; processes: {sandbox}",
         )
         stored = [model.ref for model in gateway.models.stored()]
-        is_there = wanted.model in stored or "://" in wanted.model
+        is_there = wanted.model in stored or is_elsewhere(wanted.model)
         note(
             "model",
             is_there,

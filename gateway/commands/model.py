@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 def store() -> ModelStore:
-    return ModelStore(settings().cache_dir / "models")
+    return ModelStore(settings().models_dir)
 
 
 def _mb(size_bytes: int) -> str:

@@ -19,7 +19,7 @@ from gateway import profilefile
 from gateway.catalogs import open_catalog
 from gateway.choice import write_choice
 from gateway.commands.asking import ask_gateway
-from gateway.commands.running import AsJson, err, out, print_json, settings
+from gateway.commands.running import AsJson, completed, err, out, print_json, settings
 from gateway.errors import SettingsError
 from gateway.profilefile import sequence
 from gateway.profiles import ProfileFiles
@@ -28,14 +28,7 @@ from gateway.serving import find_running
 app = typer.Typer(no_args_is_help=True)
 
 
-def _names(incomplete: str) -> list[str]:
-    """For shell completion, which must never fail."""
-    try:
-        return [name for name in open_catalog(settings()).profiles if name.startswith(incomplete)]
-    except Exception:  # noqa: BLE001  # outermost border: a shell that completes shows no errors
-        return []
-
-
+_names = completed(lambda: open_catalog(settings()).profiles)
 Name = Annotated[str, typer.Argument(help="The name of a profile.", autocompletion=_names)]
 NewName = Annotated[str, typer.Argument(help="The name of the new profile.")]
 

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
@@ -31,6 +31,18 @@ FILE_WIDTH: Final = 200
 
 out = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 err = Console(markup=False, stderr=True, highlight=False, soft_wrap=True)
+
+
+def completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What a shell offers for a name that is being typed; it must never fail."""
+
+    def offered(incomplete: str) -> list[str]:
+        try:
+            return [name for name in names() if name.startswith(incomplete)]
+        except Exception:  # noqa: BLE001  # outermost border: a shell that completes shows no errors
+            return []
+
+    return offered
 
 
 def settings() -> Settings:

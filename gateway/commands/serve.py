@@ -16,6 +16,7 @@ import typer
 from anyio import to_thread
 
 from engine import EngineError
+from gateway.chatstream import is_elsewhere
 from gateway.commands.running import err, first_line, log_to_stderr, out, run, settings
 from gateway.gateway import Gateway
 from gateway.serving import Running, served
@@ -77,7 +78,7 @@ async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None
 
 async def _fetch_model(gateway: Gateway) -> str:
     ref = gateway.settings.model
-    if "://" in ref:
+    if is_elsewhere(ref):
         return ref
     store = gateway.models.store
     if any(model.ref == ref for model in await to_thread.run_sync(store.list)):
