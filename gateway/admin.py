@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from catalog import CatalogError
 from gateway import errors
+from gateway.approvaladmin import ApprovalAdmin
 from gateway.audit import call_id, signed_in
 from gateway.auth.guard import PRINCIPAL, Guard
 from gateway.gateway import Gateway
@@ -82,6 +83,7 @@ class AdminApi:
             Route("/admin/servers/{id}/egress", self._guarded(self._egress)),
             Route("/admin/servers/{id}/start", self._guarded(self._start), methods=["POST"]),
             Route("/admin/servers/{id}/stop", self._guarded(self._stop), methods=["POST"]),
+            *ApprovalAdmin(self._gateway.door.approvals, self._is_local).routes(self._guarded),
         ]
 
     def _guarded(self, handler: Handler) -> Handler:

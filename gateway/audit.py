@@ -88,6 +88,28 @@ class Start(msgspec.Struct, gc=False):
     event: Literal["start"] = "start"
 
 
+StepName = Literal["held", "approved", "denied", "expired", "withdrawn", "used"]
+
+
+class Step(msgspec.Struct, gc=False):
+    """Something that happened to a call that a person must approve. `by` is who decided; `arguments` a SHA-256
+    prefix."""
+
+    call: str
+    at: float
+    approval: str
+    step: StepName
+    by: str
+    principal: str
+    profile: str
+    server: str
+    item: str
+    arguments: str
+    policies: tuple[str, ...]
+    method: str = "approval"
+    event: Literal["approval"] = "approval"
+
+
 def egress_denied(call: str, server: str, where: str, detail: str, instance: str = "") -> Record:
     """The record of a connection that a server's egress filter refused: no caller, and `where` in place of a name."""
     return Record(
@@ -126,7 +148,7 @@ class Audit:
     def __init__(self, path: Path, clean: Callable[[bytes], bytes] = bytes, *, max_bytes: int = MAX_BYTES) -> None:
         """`clean` takes secrets out of what callers wrote."""
         self._path = path
-        self._clean = clean
+        self.clean = clean
         self._max_bytes = max_bytes
         self._fd = -1
         self._size = 0
@@ -145,14 +167,14 @@ class Audit:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
 
-    def write(self, record: Record | Start) -> None:
+    def write(self, record: Record | Start | Step) -> None:
         """
         Raises:
             AuditUnwritable: disk full, file closed, or any other failure.
         """
         body = envelope.encode(record)
         if record.method != "tools/call" or (isinstance(record, Record) and record.outcome != "ok"):
-            body = self._clean(body)  # else all names in it are the servers' own
+            body = self.clean(body)  # else all names in it are the servers' own
         line, chain = auditchain.sealed(body, self._seq + 1, self._chain)
         try:
             written = os.write(self._fd, line)

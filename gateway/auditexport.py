@@ -31,7 +31,7 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def cef(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """ArcSight's Common Event Format, version 0: a line a record."""
     for record in records:
-        kind = "start" if record.get("event") == "start" else str(record.get("outcome", ""))
+        kind = "start" if record.get("event") == "start" else str(record.get("outcome") or record.get("step", ""))
         parts = [f"rt={int(record['at'] * 1000)}"]
         for name, key in _CEF.items():
             value = record.get(name)

@@ -46,7 +46,7 @@ class InputRequired(NamedTuple):
     says what it belongs to, for an era that must hand it to the client."""
 
     requests: dict[str, Raw]
-    continuation: Parked | Retry | Followed
+    continuation: Parked | Retry | Followed | Held
     ticket: Ticket
 
 
@@ -86,11 +86,19 @@ class Followed(NamedTuple):
     """Keys of the questions that were put to the client; the server may go on showing them for a while."""
 
 
+class Held(NamedTuple):
+    """A call that a person must approve; nothing of it was sent yet."""
+
+    approval: str
+
+
 class Resume(NamedTuple):
     """Answers that an era collected itself, for a call it kept hold of."""
 
-    continuation: Parked | Retry | Followed
+    continuation: Parked | Retry | Followed | Held
     answers: dict[str, Raw]
+    approved: str = ""
+    """The key under which a person approved the call, if one had to."""
 
 
 class Ticket(msgspec.Struct, gc=False):
@@ -109,6 +117,10 @@ class Ticket(msgspec.Struct, gc=False):
     task: str = ""
     """The server's id for a task that is followed, and `answered` with it."""
     answered: tuple[str, ...] = ()
+    held: str = ""
+    """Id of the approval that the call waits for."""
+    approved: str = ""
+    """The key under which a person approved the call."""
 
 
 class Seal:

@@ -33,6 +33,8 @@ class Caller:
         self.log_level = ""
         self.takes_tasks = False
         """Whether a task may be given to this client in place of a result."""
+        self.waits = True
+        """Whether it may be kept waiting for a person who approves a call."""
         self.follows_default = False
         """Whether it came to /mcp, where another profile may be served from some moment on."""
         self.servers: set[str] = set()

@@ -14,6 +14,7 @@ from engine import EngineError
 from gateway import __version__, errors
 from gateway.commands import (
     agent,
+    approvals,
     artifact,
     audit,
     catalog,
@@ -70,6 +71,7 @@ catalog.app.command("pull")(artifact.pull_catalog)
 profile_changes.app.command("push")(artifact.push_profile)
 profile_changes.app.command("pull")(artifact.pull_profile)
 app.add_typer(audit.app, name="audit", help="See, search, verify and export what was recorded.")
+app.add_typer(approvals.app, name="approvals", help="See, approve and refuse calls that wait for a person.")
 app.add_typer(policy.app, name="policy", help="See, check, compare and explain policies.")
 app.add_typer(catalog.app, name="catalog", help="Search, show, check and compare the catalogue.")
 

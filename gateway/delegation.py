@@ -116,8 +116,9 @@ class Delegate:
                 del self._running[who]
 
     async def _work(self, caller: Caller, order: Order, progress: Progress) -> Mapping[str, Any]:
-        # A caller of its own: it takes no tasks and answers no questions, and has exactly the same rights.
+        # A caller of its own: it takes no tasks, answers no questions, waits for no approval, and has the same rights.
         own = Caller(caller.principal, caller.profile, CLIENT)
+        own.waits = False
         tools = await self._tools(own, order.tools)
         budget = order.budget.budget()
         header = Header(

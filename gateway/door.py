@@ -16,12 +16,14 @@ from msgspec import Raw
 
 from catalog import Profile
 from gateway import audit, bridge, budget, errors, extensions, names, relayed, surface, tasks
+from gateway.approvals import Approvals
 from gateway.audit import Audit, AuditUnwritable, Record
-from gateway.bridge import Followed, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
+from gateway.bridge import Followed, Held, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
 from gateway.caller import SOURCE, Caller
 from gateway.connections import NOBODY, Credential
 from gateway.credentials import Credentials
 from gateway.hearing import Hearing
+from gateway.holding import Holding
 from gateway.inner import calling
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
@@ -68,6 +70,8 @@ class Door:
         self._surfaces: OrderedDict[tuple[object, ...], tuple[Profile, Surface]] = OrderedDict()
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self.hearing = Hearing(self)
+        self.approvals = Approvals(audit_file)
+        self.holding = Holding(self, self.approvals)
         self._seal = Seal()
         self._parking = Parking(self._withdraw)
         self._tasks = Tasks()
@@ -165,8 +169,16 @@ class Door:
         record.arguments = audit.digest(arguments)
         decision = self._decide(caller, route.action, target, arguments)
         record.policy, record.policies = self.policy.generation, decision.policy_ids
+        ticket = _ticket(caller, method, target, record.arguments)
+        asked = decision.ask is not None
+        if asked:
+            held = await self.holding.settle(caller, route, target, members, record, decision, ticket, notify, resume)
+            if isinstance(held, InputRequired):
+                record.outcome = "input_required"
+                return held
+            decision, resume, ticket.approved = held
         if not decision.allowed:
-            if route.action == "read":
+            if route.action == "read" and not asked:
                 # A URI need not be listed, so this one may never have been visible: denied looks like absent.
                 raise errors.UnknownName(f"Resource not found: {record.name}")
             record.outcome, record.detail = "denied", decision.reason
@@ -178,9 +190,8 @@ class Door:
             if target.item in self.pool.servers[target.server].entry.tasks.only and not caller.takes_tasks:
                 record.outcome = "error"
                 return needs_tasks()
-        ticket = _ticket(caller, method, target, record.arguments)
         if resume is None and ("inputResponses" in members or "requestState" in members):
-            resume = self._unsealed(members, ticket)
+            resume = self.unsealed(members, ticket)
         caller.servers.add(target.server)
         if resume is not None and isinstance(resume.continuation, Parked):
             parked = resume.continuation
@@ -244,6 +255,11 @@ class Door:
             if not reads and len(item) <= MAX_ITEM_CHARS:
                 self._decisions[key] = decision
         return decision
+
+    def decide_again(self, caller: Caller, action: Action, target: Target, arguments: bytes) -> Decision:
+        """The word of the profile and of policy, as they are now, on a call that waited."""
+        caller.profile = self.current(caller.profile, follows_default=caller.follows_default)
+        return self._decide(caller, action, target, arguments)
 
     def decide(self, caller: Caller, action: Action, id: str, item: str) -> Decision:
         """The word of the profile and of policy on one item."""
@@ -442,6 +458,7 @@ class Door:
 
     async def aclose(self) -> None:
         """End what runs without a client."""
+        self.approvals.close()
         self._tasks.close()
         await self._slow_calls.aclose()
         await self._follower.aclose()
@@ -521,7 +538,7 @@ class Door:
             return caller.lease()
         return None
 
-    def _unsealed(self, members: Fields, like: Ticket) -> Resume | None:
+    def unsealed(self, members: Fields, like: Ticket) -> Resume | None:
         """The call that a modern client continues, taken out of the request; None for a new call.
 
         Raises:
@@ -533,14 +550,17 @@ class Door:
             # Without state there is nothing to continue; a modern server may still know what the answers are for.
             return Resume(Retry(None), bridge.objects(answers)) if answers else None
         ticket = self._seal.open(envelope.text(raw_state, "requestState"), like)
+        if ticket.held:
+            return Resume(Held(ticket.held), answers)
         if ticket.task:
-            return Resume(Followed(ticket.task, ticket.answered), answers)
+            return Resume(Followed(ticket.task, ticket.answered), answers, ticket.approved)
         if not ticket.parked:
-            return Resume(Retry(Raw(ticket.state.encode()) if ticket.state else None), bridge.objects(answers))
+            state = Raw(ticket.state.encode()) if ticket.state else None
+            return Resume(Retry(state), bridge.objects(answers), ticket.approved)
         parked = self._parking.leave(ticket.parked)
         if parked is None:
             raise WireError(envelope.INVALID_PARAMS, "requestState is not valid: the call is over")
-        return Resume(parked, answers)
+        return Resume(parked, answers, ticket.approved)
 
     def sealed(self, required: InputRequired) -> str:
         """The `requestState` for a client that keeps it; a parked call waits from now on.
@@ -554,6 +574,9 @@ class Door:
             ticket.parked = self._parking.enter(ticket.principal, required.continuation)
         elif isinstance(required.continuation, Followed):
             ticket.task, ticket.answered = required.continuation
+        elif isinstance(required.continuation, Held):
+            ticket.held = required.continuation.approval
+            ticket.expires = min(ticket.expires, self.holding.expires_at(required.continuation))
         elif required.continuation.state is not None:
             ticket.state = bytes(required.continuation.state).decode()
         return self._seal.close(ticket)
@@ -566,6 +589,8 @@ class Door:
         """End a call whose questions nobody will answer."""
         if isinstance(required.continuation, Parked):
             self._withdraw(required.continuation)
+        elif isinstance(required.continuation, Held):
+            self.holding.withdraw(required.continuation)
         elif isinstance(required.continuation, Followed):
             server = self.pool.servers.get(required.ticket.server)
             credential = self.credentials.of(required.ticket.principal, server.entry) if server is not None else NOBODY

@@ -11,7 +11,8 @@ Knows no transport: the wire decides how each looks to a client.
     ├── DoorError              the caller asked for something it cannot have
     │   ├── UnknownName        no such tool, prompt or resource for this caller (absent and denied look alike)
     │   ├── BadCursor          a pagination cursor that this gateway did not issue
-    │   └── Denied             a visible tool, refused by policy
+    │   ├── Denied             a visible tool, refused by policy
+    │   └── AlreadyDecided     a call that waited for a person does so no more
     ├── UpstreamError          a server behind the gateway misbehaved
     │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
     │   │   ├── CredentialMissing      a secret or a sign-in is lacking; whoever has it sets it
@@ -70,6 +71,10 @@ class BadCursor(DoorError):
 
 class Denied(DoorError):
     """Policy refuses a call whose tool the caller may see."""
+
+
+class AlreadyDecided(DoorError):
+    """The call was approved or refused by somebody else, or waits no more."""
 
 
 class UpstreamError(GatewayError):

@@ -72,6 +72,10 @@ class Listing(msgspec.Struct, frozen=True, dict=True):
     def _digests(self) -> dict[str, str]:
         return {}
 
+    def definition(self, tool: str) -> Raw | None:
+        """A tool as its server listed it."""
+        return self._raw_tools.get(tool)
+
     def tool_digest(self, tool: str) -> str:
         """A short fingerprint of a tool's definition; empty if it is not listed."""
         found = self._digests.get(tool)

@@ -46,7 +46,7 @@ class Hints(msgspec.Struct, forbid_unknown_fields=True, frozen=True, rename="cam
 class Case(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One expectation. Exactly one of `tool`, `prompt`, `resource` and `method` says what is asked for."""
 
-    expect: Literal["allow", "deny", "hidden", "listed"]
+    expect: Literal["allow", "ask", "deny", "hidden", "listed"]
     tool: str = ""
     prompt: str = ""
     resource: str = ""
@@ -135,8 +135,9 @@ def _verdict(case: Case, engine: CedarEngine, request: Request) -> Verdict:
             case, decision, "" if seen == (case.expect == "listed") else f"is {'listed' if seen else 'hidden'}"
         )
     decision = engine.decide(request)
-    if decision.allowed != (case.expect == "allow"):
-        return Verdict(case, decision, f"is {'allowed' if decision.allowed else f'denied: {decision.reason}'}")
+    if decision.word != case.expect:
+        said = {"allow": "is allowed", "ask": "is asked about", "deny": f"is denied: {decision.reason}"}
+        return Verdict(case, decision, said[decision.word])
     if case.by and not any(id.partition(":")[2] == case.by for id in decision.policy_ids):
         return Verdict(case, decision, f"is decided by {', '.join(decision.policy_ids) or 'no policy'}")
     return Verdict(case, decision, "")

@@ -129,8 +129,11 @@ class SlowCall(Task):
             if self._questions:
                 self._answered = asyncio.get_running_loop().create_future()
                 self._change("input_required")
+                waiting = {self._answered}
+                if (elsewhere := door.holding.ended(required)) is not None:
+                    waiting.add(elsewhere)
                 async with asyncio.timeout(bridge.PARK_S):
-                    await self._answered
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except BaseException as exc:
             door.give_up(required)
             if isinstance(exc, TimeoutError):
@@ -139,7 +142,7 @@ class SlowCall(Task):
         finally:
             self._questions, self._answered = {}, None
         self._change("working")
-        return Resume(required.continuation, self._answers)
+        return Resume(required.continuation, self._answers, required.ticket.approved)
 
     def _unused(self, key: str) -> str:
         """No key stands for two questions in the life of a task."""

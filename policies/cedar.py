@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import cedarpy
 
-from policies import arguments
+from policies import arguments, asking
 from policies.allowlist import AllowList
 from policies.arguments import Unjudgeable
 from policies.decision import Action, Decision, Principal, Request
@@ -26,6 +26,7 @@ from policies.shapes import Shape, shapes
 from policies.vocabulary import TYPES
 
 UNJUDGED: Final = "could not be judged"
+ASKED: Final = "a person must approve it"
 MAX_SHAPES: Final = 10_000
 
 
@@ -132,7 +133,7 @@ class _Slice:
         self.reads_uri = any(rule.members & {"path", "host", ""} for rule in rules)
         self._names = any(rule.names for rule in rules)
         self._mentioned = frozenset(id for rule in rules for id in rule.mentions)
-        self._forbids_read = frozenset(place for rule in rules if not rule.permits for place in rule.reads)
+        self._forbids_read = frozenset(place for rule in rules if rule.narrows for place in rule.reads)
         self._shapes: dict[int, tuple[Mapping[str, Any], dict[str, Shape]]] = {}
         permits = any(rule.permits for rule in rules)
         self.whole = _policy_set({rule.id: rule.tree for rule in rules}) if rules else None
@@ -141,6 +142,7 @@ class _Slice:
         hiding = {id: tree for id, tree in possible.items() if not self._rules[id].permits}
         self._hiding = _policy_set(hiding) if hiding else None
         self._permits_all = all(rule.permits for rule in rules) and any(map(_is_unconditional, rules))
+        self._asks = any(rule.ask is not None for rule in rules)
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -205,6 +207,10 @@ class _Slice:
         ids = (*base, *(f"{self._name}:{id}" for id in sorted(result.diagnostics.reasons)))
         if result.diagnostics.errors:
             return Decision(False, ids, "a policy could not be evaluated")
+        if result.allowed and self._asks:
+            found = [ask for id in sorted(result.diagnostics.reasons) if (ask := self._rules[id].ask) is not None]
+            if found:
+                return Decision(False, ids, ASKED, asking.joined(found))
         if result.allowed:
             return Decision(True, ids, "permitted by policy")
         said = [self._rules[id].reason for id in sorted(result.diagnostics.reasons) if self._rules[id].reason]

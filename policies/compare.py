@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from policies.cedar import CedarEngine
 from policies.decision import Action, Circumstances, Facts, Principal, Request
@@ -18,6 +18,8 @@ from policies.rule import Rule, chain, entities, operators
 
 MAX_COMBINATIONS: Final = 512
 """Of arguments of one tool; beyond it each argument varies alone."""
+_ORDER: Final = ("deny", "ask", "allow")
+"""What is allowed by a person only is less than what is allowed, and more than nothing."""
 OTHER: Final = "something else"
 _ABSENT: Final = object()
 _TIMES: Final = (1_795_600_800.0, 1_795_644_000.0, 1_795_860_000.0)
@@ -46,6 +48,7 @@ class Change:
     widens: bool
     policies: tuple[str, ...]
     """What decides it now."""
+    now: Literal["allow", "ask", "deny"]
 
 
 def compare(
@@ -59,9 +62,12 @@ def compare(
         for (words, who), arguments, around in itertools.product(people, _arguments(rules, thing), circumstances):
             asked = Request(who, thing.action, profile, thing.server, thing.item, arguments, thing.facts, around)
             before, after = old.decide(asked), new.decide(asked)
-            if before.allowed != after.allowed:
+            if before.word != after.word:
                 place = f"{thing.server}/{thing.item}"
-                changes.append(Change(words, thing.action, place, arguments, around, after.allowed, after.policy_ids))
+                widens = _ORDER.index(after.word) > _ORDER.index(before.word)
+                changes.append(
+                    Change(words, thing.action, place, arguments, around, widens, after.policy_ids, after.word)
+                )
     return sorted(changes, key=lambda change: not change.widens)
 
 

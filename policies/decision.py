@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
+from policies.asking import Ask
+
 Action = Literal["call", "list", "read", "prompt", "complete", "extension"]
 """`extension` is any other method of a server: a request or notification that only it and its clients understand."""
 
@@ -76,6 +78,12 @@ class Decision:
     allowed: bool
     policy_ids: tuple[str, ...]
     reason: str
+    ask: Ask | None = None
+    """Set where a person may still allow it. It is not allowed until then: whoever cannot ask denies."""
+
+    @property
+    def word(self) -> Literal["allow", "ask", "deny"]:
+        return "allow" if self.allowed else "deny" if self.ask is None else "ask"
 
 
 class PolicyEngine(Protocol):

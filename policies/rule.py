@@ -13,9 +13,11 @@ from typing import Any, Final, Literal, get_args
 
 import cedarpy
 
+from policies import asking
+from policies.asking import Ask
 from policies.decision import Action
 
-ANNOTATIONS: Final = frozenset({"id", "reason"})
+ANNOTATIONS: Final = frozenset({"id", "reason"}) | asking.ANNOTATIONS
 MAX_DEPTH: Final = 60
 MAX_SOURCE_CHARS: Final = 1_000_000
 
@@ -46,6 +48,13 @@ class Rule:
     """The members of `resource` it looks at; the empty name if it looks at it as a whole."""
     mentions: frozenset[str]
     """The items it names, as `server/item`."""
+    ask: Ask | None = None
+    """Who decides, where it does not permit by itself but asks a person."""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it takes away from what others permit: it forbids, or it has a person asked."""
+        return not self.permits or self.ask is not None
 
     @property
     def asks_of_principal(self) -> set[str]:
@@ -191,7 +200,7 @@ def _rule(file: str, line: int, nth: int, source: str) -> Rule:
     (tree,) = parsed["staticPolicies"].values()
     annotations = tree.get("annotations") or {}
     if strange := sorted(set(annotations) - ANNOTATIONS):
-        raise ValueError(f"has the annotation @{strange[0]}, which means nothing here; use @id and @reason")
+        raise ValueError(f"has the annotation @{strange[0]}, which means nothing here; see docs/policy.md")
     if _depth(tree) > 4 * MAX_DEPTH:
         raise ValueError("is nested too deeply; write several policies")
     reads: set[tuple[str, ...]] = set()
@@ -199,7 +208,8 @@ def _rule(file: str, line: int, nth: int, source: str) -> Rule:
     for condition in tree["conditions"]:
         reads |= set(_reads(condition["body"]))
         members |= _members(condition["body"], "resource")
-    _check(tree)
+    ask = asking.read(annotations, tree["effect"])
+    _check(tree, asks=ask is not None)
     return Rule(
         id=annotations.get("id") or f"{file.rpartition('/')[2]}:{line}{f'.{nth}' if nth > 1 else ''}",
         file=file,
@@ -211,14 +221,15 @@ def _rule(file: str, line: int, nth: int, source: str) -> Rule:
         reads=frozenset(reads),
         members=frozenset(members),
         mentions=frozenset(entity["id"] for entity in entities(tree) if "/" in entity["id"]),
+        ask=ask,
     )
 
 
-def _check(tree: Expression) -> None:
+def _check(tree: Expression, *, asks: bool) -> None:
     """The traps: what validates in Cedar and yet means something else than it seems to."""
     for condition in tree["conditions"]:
         body = condition["body"]
-        if tree["effect"] == "permit" and (hints := HINTS & _members(body, "resource")):
+        if tree["effect"] == "permit" and not asks and (hints := HINTS & _members(body, "resource")):
             raise ValueError(
                 f"permits by resource.{min(hints)}, which the server says of itself; "
                 "permit more widely and forbid what does not say so"

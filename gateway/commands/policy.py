@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -172,7 +173,8 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What would be decided otherwise by another policy: every class of principals, every known tool, and arguments on
-    each side of everything the policies compare with. Asks for a yes if anything becomes allowed, or ends with 1."""
+    each side of everything the policies compare with. Asks for a yes if more is allowed than before, be it with a
+    person's approval, or ends with 1."""
     place = _Place([old, new])
     name = place.profile(profile)
     rules = [*place.rules.sets[old].rules, *place.rules.sets[new].rules] if _there(place, old, new) else []
@@ -184,7 +186,7 @@ def diff(
         _show_changes(changes)
     if wider and not accept:
         asked = sys.stdin.isatty() and not as_json
-        if not asked or not typer.confirm(f"{wider} decisions become allowed. Is that meant?"):
+        if not asked or not typer.confirm(f"{wider} decisions allow more. Is that meant?"):
             raise typer.Exit(1)
 
 
@@ -195,9 +197,13 @@ def _there(place: _Place, *names: str) -> bool:
     return True
 
 
+_WORDS: Final = {"allow": " allowed", "ask": " asked  ", "deny": " denied "}
+
+
 def _show_changes(changes: list[Change]) -> None:
     for change in changes[:MAX_SHOWN]:
-        sign, style = ("+ allowed", "green") if change.widens else ("- denied ", "red")
+        sign, style = ("+", "green") if change.widens else ("-", "red")
+        sign += _WORDS[change.now]
         arguments = f" {json.dumps(change.arguments, ensure_ascii=False)}" if change.arguments else ""
         line = (
             f"{sign}  {change.principal}: {change.action} {change.item}{arguments}  [{', '.join(change.policies[1:])}]"
@@ -206,7 +212,7 @@ def _show_changes(changes: list[Change]) -> None:
     if len(changes) > MAX_SHOWN:
         out.print(f"and {len(changes) - MAX_SHOWN} more; --json shows all")
     wider = sum(change.widens for change in changes)
-    out.print(f"{wider} decisions become allowed, {len(changes) - wider} denied")
+    out.print(f"{wider} decisions allow more, {len(changes) - wider} less")
 
 
 @app.command()
@@ -219,21 +225,29 @@ def explain(
     if not records:
         raise SettingsError(f"there is no call {call} in the audit file")
     by_id = {f"{name}:{rule.id}": rule for name, one in place.rules.sets.items() for rule in one.rules}
-    record = records[-1]
-    if "event" in record:
+    record = next((one for one in records if "event" not in one), records[-1])
+    steps = [one for one in records if one.get("event") == "approval"]
+    if "event" in record and not steps:
         raise SettingsError(f"the call {call} has only begun: what decided it is recorded with its end")
     engine = policyfiles.engine(place.catalog, place.rules)
-    same = record.get("policy", "") == engine.generation
+    same = record.get("policy", engine.generation) == engine.generation
     rules: list[dict[str, Any]] = [
         {"id": id, **({"place": rule.place, "text": rule.text} if (rule := by_id.get(id)) else {})}
         for id in record["policies"]
     ]
     if as_json:
-        print_json({"call": msgspec.to_builtins(record), "policies": rules, "unchanged": same})
+        print_json({"call": msgspec.to_builtins(record), "policies": rules, "unchanged": same, "approval": steps})
         return
     item = record["item"] or record["name"]
-    out.print(Text(shown(f"{record['principal']} ({record['client'] or 'no client name'}) in {record['profile']}:")))
-    out.print(Text(shown(f"{record['method']} {record['server']} {item}: {record['outcome']} {record['detail']}")))
+    out.print(
+        Text(shown(f"{record['principal']} ({record.get('client') or 'no client name'}) in {record['profile']}:"))
+    )
+    outcome = f"{record['outcome']} {record['detail']}" if "outcome" in record else "not over yet"
+    out.print(Text(shown(f"{record['method']} {record['server']} {item}: {outcome}")))
+    for step in steps:
+        at = datetime.fromtimestamp(step["at"], UTC).isoformat(sep=" ", timespec="seconds")
+        by = f" by {step['by']}" if step["by"] else ""
+        out.print(Text(shown(f"approval {step['approval']}: {step['step']}{by} at {at}")))
     for one in rules:
         out.print(Text(shown(f"{one['id']}  {one.get('place', '')}"), style="bold"))
         if "text" in one:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -174,6 +174,12 @@ class LegacySession(Caller):
                 params = bytes(question.get("params", envelope.ABSENT))
                 await send(envelope.request(b"%d" % self._questions, method, params))
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                if (elsewhere := self._door.holding.ended(required)) is not None:
+                    ends: set[asyncio.Future[Any]] = {elsewhere, *waiting.values()}
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    if elsewhere.done():
+                        await self._take_back(waiting.values(), send)
+                        return Resume(required.continuation, {})
                 answers = {key: bridge.answer_of(await future) for key, future in waiting.items()}
         except BaseException as exc:
             self._door.give_up(required)
@@ -183,7 +189,13 @@ class LegacySession(Caller):
         finally:
             for number in [number for number, future in self._asked.items() if future in waiting.values()]:
                 del self._asked[number]
-        return Resume(required.continuation, answers)
+        return Resume(required.continuation, answers, required.ticket.approved)
+
+    async def _take_back(self, futures: Iterable[asyncio.Future[Envelope]], send: Send) -> None:
+        """Tell the client that it need not ask any more: somebody has decided elsewhere."""
+        for number in [number for number, future in self._asked.items() if future in futures]:
+            params = envelope.encode({"requestId": number, "reason": "decided elsewhere"})
+            await send(envelope.notification("notifications/cancelled", params))
 
     def _answered(self, incoming: Envelope) -> None:
         """An answer of the client's; one without a question is dropped."""

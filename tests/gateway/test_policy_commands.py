@@ -1,18 +1,22 @@
 """`lockgate policy` in this process: what it prints and how it ends."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from typer.testing import CliRunner, Result
 
 from gateway import auditlog
+from gateway.approvals import Approver
 from gateway.audit import Audit, Start
 from gateway.cli import app
+from gateway.commands import asking
 from gateway.errors import PoliciesUnusable, SettingsError
 from tests.gateway.running import running
-from tests.servers import write_catalog
+from tests.servers import until, write_catalog
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +62,7 @@ def answer(*words: str, code: int = 0) -> Any:
 
 async def test_list_and_show_name_every_policy_and_rule() -> None:
     listed = {row["name"]: row for row in answer("list")}
-    assert set(listed) == {"locked", "mine", "open", "read-only"}
+    assert set(listed) == {"approve-writes", "locked", "mine", "open", "read-only"}
     assert listed["mine"]["rules"] == 3
     assert listed["mine"]["profiles"] == ["all"]
     assert [rule["id"] for rule in answer("show", "mine")] == ["data", "staff", "local"]
@@ -67,7 +71,7 @@ async def test_list_and_show_name_every_policy_and_rule() -> None:
 
 
 async def test_lint_says_what_is_wrong_where(place: Path) -> None:
-    assert answer("lint") == {"policies": 4, "rules": 8, "unchecked": []}
+    assert answer("lint") == {"policies": 5, "rules": 11, "unchecked": []}
     (place / "policies" / "mine.cedar").write_text(MINE.replace("context.path has path", "context.path has pth"))
     done = policy("lint")
     assert isinstance(done.exception, PoliciesUnusable)
@@ -164,6 +168,15 @@ async def test_diff_that_only_takes_away_ends_well() -> None:
     assert {change["item"] for change in changes} == {"a/bare", "a/remove", "a/shred", "a/write"}
     assert not any(change["widens"] for change in changes)
     assert answer("diff", "open", "open") == []
+    changes = answer("diff", "open", "approve-writes")
+    assert {(change["item"], change["now"], change["widens"]) for change in changes} == {
+        (f"a/{name}", "ask", False) for name in ("write", "remove", "shred", "bare")
+    }
+    changes = answer("diff", "approve-writes", "open", code=1)
+    assert {(change["now"], change["widens"]) for change in changes} == {("allow", True)}
+    changes = answer("diff", "locked", "approve-writes", code=1)
+    assert {(change["now"], change["widens"]) for change in changes} == {("ask", True), ("allow", True)}
+    assert "+ asked    somebody: call a/write" in policy("diff", "locked", "approve-writes").stdout
     assert isinstance(policy("diff", "open", "gone").exception, PoliciesUnusable)
 
 
@@ -187,3 +200,78 @@ async def test_explain_shows_the_policies_that_decided_a_call(place: Path) -> No
     log.write(Start("f" * 16, 1.5, "me", "", "all", "tools/call", "a", "read", ""))
     log.close()
     assert "has only begun" in str(policy("explain", "f" * 16).exception)
+
+
+async def test_a_table_knows_what_is_asked_about(place: Path) -> None:
+    cases = [
+        {"tool": "a/write", "arguments": {"path": "/x", "text": "", "size": 1}, "expect": "ask", "by": "writes"},
+        {"tool": "a/read", "arguments": {"path": "/x"}, "expect": "allow"},
+        {"tool": "a/write", "expect": "listed"},
+        {"tool": "a/read", "expect": "ask"},
+    ]
+    found = answer("test", table(place, *cases), "--policy", "approve-writes", code=1)
+    assert found["failed"] == [
+        {"case": 4, "problem": "is allowed", "policies": ["profile:all:a", "approve-writes:everything"]}
+    ]
+
+
+async def test_explain_tells_who_approved_a_call(place: Path) -> None:
+    profiles = {"all": {"servers": ["a"], "policy": "approve-writes"}}
+    async with running(place, {"a": ["cabinet"]}, profiles) as gateway:
+        session = await gateway.session()
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(session.call("a__write", {"path": "/x"}))
+            waits = gateway.gateway.door.approvals
+            admin = Approver("root", "page", is_admin=True)
+            await until(lambda: waits.waiting(admin), "it waits")
+            (one,) = waits.waiting(admin)
+            early = answer("explain", one.asked.call)
+            waits.decide(one.id, True, admin)
+        assert call.result()
+    assert [step["step"] for step in early["approval"]] == ["held"]
+    found = answer("explain", one.asked.call)
+    assert [(step["step"], step["by"]) for step in found["approval"]] == [
+        ("held", ""),
+        ("approved", "root (page)"),
+        ("used", "root (page)"),
+    ]
+    assert [rule["id"] for rule in found["policies"]][1:] == ["approve-writes:everything", "approve-writes:writes"]
+    said = policy("explain", one.asked.call).stdout
+    assert f"approval {one.id}: approved by root (page) at 2" in said
+    assert '@effect("ask")' in said
+
+
+async def test_a_call_is_approved_and_refused_on_the_command_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "run", asyncio.run)  # signals are for the main thread, where the gateway runs here
+    profiles = {"all": {"servers": ["a"], "policy": "approve-writes"}}
+
+    def approvals(*words: str) -> Result:
+        return CliRunner().invoke(app, ["approvals", *words])
+
+    async with running(place, {"a": ["cabinet"]}, profiles) as gateway:
+        session = await gateway.session()
+        assert "no call waits" in (await to_thread.run_sync(approvals, "list")).stdout
+        waits = gateway.gateway.door.approvals
+        admin = Approver("root", "page", is_admin=True)
+        for word in ("approve", "deny"):
+            async with asyncio.TaskGroup() as group:
+                params = {"name": "a__write", "arguments": {"path": f"/{word}", "text": "\x1b[2J" + "z" * 3000}}
+                call = group.create_task(session.result("tools/call", params))
+                await until(lambda: waits.waiting(admin), "it waits")
+                listed = json.loads((await to_thread.run_sync(approvals, "list", "--json")).stdout)
+                (one,) = listed
+                assert (one["tool"], one["principal"], one["state"]) == ("a__write", "local", "pending")
+                assert f"/{word}" in (await to_thread.run_sync(approvals, "list")).stdout
+                short = (await to_thread.run_sync(approvals, "show", one["id"])).stdout
+                assert "this tool may change something" in short
+                assert "\x1b" not in short
+                assert "z" * 3000 not in short
+                full = (await to_thread.run_sync(approvals, "show", one["id"], "--full")).stdout
+                assert "z" * 3000 in full
+                done = await to_thread.run_sync(approvals, word, one["id"])
+                assert done.exit_code == 0, done.output
+            assert bool(call.result().get("isError")) is (word == "deny")
+            late = await to_thread.run_sync(approvals, "approve", one["id"])
+            assert "already" in str(late.exception)
+        lost = await to_thread.run_sync(approvals, "show", "0123456789abcdef")
+        assert "no call with the id" in str(lost.exception)

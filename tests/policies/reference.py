@@ -35,8 +35,13 @@ class World:
     context: Mapping[str, Any]
 
 
-def allowed(policies: Sequence[Mapping[str, Any]], world: World) -> bool:
-    permits = forbids = False
+def asks(policy: Mapping[str, Any]) -> bool:
+    return bool((policy.get("annotations") or {}).get("effect") == "ask")
+
+
+def word(policies: Sequence[Mapping[str, Any]], world: World) -> str:
+    """`deny` if anything forbids or nothing permits or anything fails; else `ask` if any policy that applies asks."""
+    permits = forbids = asked = False
     for policy in policies:
         try:
             applies = _scope(policy, world) and all(
@@ -44,10 +49,13 @@ def allowed(policies: Sequence[Mapping[str, Any]], world: World) -> bool:
                 for condition in policy["conditions"]
             )
         except Failure:
-            return False
+            return "deny"
         permits |= applies and policy["effect"] == "permit"
         forbids |= applies and policy["effect"] == "forbid"
-    return permits and not forbids
+        asked |= applies and asks(policy)
+    if forbids or not permits:
+        return "deny"
+    return "ask" if asked else "allow"
 
 
 def _scope(policy: Mapping[str, Any], world: World) -> bool:

@@ -68,12 +68,13 @@ def a_policy(dice: random.Random) -> str:
             "resource is Resource",
         ]
     )
-    effect = dice.choice(["permit", "permit", "forbid"])
+    effect = dice.choice(["permit", "permit", "permit", "forbid", "ask"])
     conditions = "".join(
         f" {dice.choice(['when', 'when', 'unless'])} {{ {an_expression(dice, 2, effect)} }}"
         for _ in range(dice.choice([0, 1, 1, 2]))
     )
-    return f"{effect} ({principal}, {action}, {resource}){conditions};"
+    head = '@effect("ask") permit' if effect == "ask" else effect
+    return f"{head} ({principal}, {action}, {resource}){conditions};"
 
 
 def an_expression(dice: random.Random, depth: int, effect: str) -> str:
@@ -99,7 +100,7 @@ def an_expression(dice: random.Random, depth: int, effect: str) -> str:
         'resource.categories.contains("storage")',
         'principal.client like "c*i"',
     ]
-    if effect == "forbid":
+    if effect != "permit":
         tests += ["(resource is Tool && resource.readOnly)", "(resource is Tool && resource.destructive)"]
     return dice.choice(tests)
 
@@ -174,18 +175,18 @@ def a_request(dice: random.Random) -> Request:
 # -- the other opinion -------------------------------------------------------------------------
 
 
-def expected(policies: list[Mapping[str, Any]], request: Request) -> bool:
+def expected(policies: list[Mapping[str, Any]], request: Request) -> str:
     tools = PROFILES.get(request.profile, {}).get(request.server, frozenset[str]())
     if tools is not None and (
         request.server not in PROFILES.get(request.profile, {})
         or (request.action == "call" and request.item not in tools)
         or request.action == "extension"
     ):
-        return False
+        return "deny"
     try:
-        return reference.allowed(policies, world(policies, request))
+        return reference.word(policies, world(policies, request))
     except Failure:
-        return False
+        return "deny"
 
 
 def world(policies: list[Mapping[str, Any]], request: Request) -> World:
@@ -224,7 +225,8 @@ def world(policies: list[Mapping[str, Any]], request: Request) -> World:
                     context[view][name] = reference.typed(value, ARGUMENTS[name])
                     if view == "path":
                         context[view][name] = reference.resolved(value)
-                        if policy["effect"] == "forbid" and not context[view][name].startswith("/"):
+                        narrows = policy["effect"] == "forbid" or reference.asks(policy)
+                        if narrows and not context[view][name].startswith("/"):
                             raise Failure
     return replace(bare, context=context)
 
@@ -246,7 +248,7 @@ def reads(node: Any) -> Iterator[tuple[str, str]]:
 @pytest.mark.sec("SEC-105")
 def test_a_hundred_thousand_random_requests_are_decided_as_the_tiny_evaluator_decides_them() -> None:
     dice = random.Random(20261125)
-    n_allowed = n_reading = 0
+    n_allowed = n_asked = n_reading = 0
     for _ in range(N_SETS):
         text = a_set(dice)
         sets = read_sets({"mine": [("mine.cedar", text)]}, KNOWN).sets
@@ -254,16 +256,21 @@ def test_a_hundred_thousand_random_requests_are_decided_as_the_tiny_evaluator_de
         policies = list(json.loads(cedarpy.policies_to_json_str(text))["staticPolicies"].values())
         for _ in range(N_REQUESTS):
             request = a_request(dice)
-            allowed = engine.decide(request).allowed
-            assert allowed is expected(policies, request), (text, request)
+            decision = engine.decide(request)
+            allowed = decision.allowed
+            assert decision.word == expected(policies, request), (text, request)
+            assert not (allowed and decision.ask)
             n_allowed += allowed
+            n_asked += decision.ask is not None
             n_reading += engine.reads_context(request)
-            if allowed and dice.random() < 0.2:
-                # What may be called is listed, and a decision that may be kept is the same without arguments.
+            if decision.word != "deny" and dice.random() < 0.2:
+                # What may be called, if only with a person's approval, is listed, and a decision that may be kept is
+                # the same without arguments.
                 shown = replace(request, action="list") if request.action == "call" else request
                 assert engine.visible([shown]) == [True], (text, request)
     total = N_SETS * N_REQUESTS
     assert 0.05 * total < n_allowed < 0.6 * total, n_allowed
+    assert n_asked > 0.02 * total, n_asked
     assert n_reading > 0.1 * total
 
 
