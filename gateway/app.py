@@ -138,7 +138,11 @@ def create_app(
             *admin.routes(),
             *ConnectPages(gateway.signins, gateway.signed_in).routes(),
             *(guard.routes() if guard is not None else ()),
-            *(server.routes(guard.authenticator) if server is not None and guard is not None else ()),
+            *(
+                server.routes(guard.authenticator, gateway.door.approvals)
+                if server is not None and guard is not None
+                else ()
+            ),
         ],
     )
     if guard is None:

@@ -26,6 +26,7 @@ from gateway.signin.parts import Parts, Refused
 Form = dict[str, str]
 CODE_S: Final = 60.0
 CONSENT_S: Final = 600.0
+AFTER_SIGNING_IN: Final = ("/oauth/authorize?", "/oauth/device", "/oauth/approvals")
 OFFLINE: Final = "offline_access"
 OFFLINE_TEXT: Final = "Go on without asking you again, for 30 days after its last use"
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -318,9 +319,9 @@ class Authorization:
 
 
 def safe_next(following: str) -> str:
-    """Where to go after signing in: back to the authorization endpoint or to the device page, and nowhere else."""
+    """Where to go after signing in: back to the authorization endpoint, or to a page here, and nowhere else."""
     plain = following.isascii() and following.isprintable() and "\\" not in following
-    return following if plain and following.startswith(("/oauth/authorize?", "/oauth/device")) else ""
+    return following if plain and following.startswith(AFTER_SIGNING_IN) else ""
 
 
 def user_code() -> str:

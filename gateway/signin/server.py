@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.approvals import Approvals
 from gateway.audit import Audit
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.configuration import Configuration
@@ -20,6 +21,7 @@ from gateway.auth.resources import SCOPES, Names
 from gateway.database import Database
 from gateway.secrets import Secrets
 from gateway.signin.accounts import Accounts
+from gateway.signin.approvalpages import ApprovalPages
 from gateway.signin.authorization import OFFLINE, Authorization
 from gateway.signin.browsers import Browsers
 from gateway.signin.clients import Clients
@@ -57,8 +59,8 @@ class AuthorizationServer:
         self.grants = Grants(database, folder / "rotation.key")
         self.tokens = OwnTokens(names.base, self.keys, self.grants)
 
-    def routes(self, authenticator: Authenticator) -> list[Route]:
-        """Every path of it; `authenticator` forgets tokens when their grant ends."""
+    def routes(self, authenticator: Authenticator, approvals: Approvals) -> list[Route]:
+        """Every path of it; `authenticator` forgets tokens when their grant ends, people decide `approvals`."""
         configuration, names = self._configuration, self._names
         parts = Parts(
             names,
@@ -93,6 +95,7 @@ class AuthorizationServer:
             Route("/oauth/logout", people.logout, methods=["POST"]),
             Route("/oauth/setup", people.setup_page),
             Route("/oauth/setup", people.setup, methods=["POST"]),
+            *ApprovalPages(parts, approvals).routes(),
             Route("/oauth/device", people.device_page),
             Route("/oauth/device", people.device, methods=["POST"]),
             Route("/oauth/token", answering(programs.token), methods=["POST"]),
