@@ -552,6 +552,7 @@ class Door:
         ticket = self._seal.open(envelope.text(raw_state, "requestState"), like)
         if ticket.held:
             return Resume(Held(ticket.held), answers)
+        ticket.approved = self.holding.redeemed(ticket.approved)
         if ticket.task:
             return Resume(Followed(ticket.task, ticket.answered), answers, ticket.approved)
         if not ticket.parked:
@@ -569,6 +570,7 @@ class Door:
             UpstreamUnavailable: too many calls wait already.
         """
         ticket = required.ticket
+        ticket.approved = self.holding.kept(ticket.approved)
         ticket.expires = time.time() + bridge.PARK_S
         if isinstance(required.continuation, Parked):
             ticket.parked = self._parking.enter(ticket.principal, required.continuation)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 PROGRESS_S: Final = 10.0
 """A client that gave a progress token hears this often that its call still waits."""
+MAX_ROUNDS_KEPT: Final = 1024
+"""Approved calls in whose course a server asked something, and whose clients have yet to answer."""
 QUESTION: Final = "lockgate-approval"
 """The key of our question among those of servers."""
 NOBODY: Final = (
@@ -53,6 +57,7 @@ class Holding:
     def __init__(self, door: Door, approvals: Approvals) -> None:
         self._door = door
         self._approvals = approvals
+        self._rounds: OrderedDict[str, str] = OrderedDict()
 
     async def settle(
         self,
@@ -119,6 +124,20 @@ class Holding:
         if self._approvals.use(approval, record.call):
             return Passed(_allowed(decision), resume, key)
         return Passed(_refused(decision, f"a person must approve this call: {approval.why()}"), resume, "")
+
+    def kept(self, key: str) -> str:
+        """What stands for an approval in a state that a client keeps: good for one more request of the same call."""
+        if not key:
+            return ""
+        id = secrets.token_hex(16)
+        self._rounds[id] = key
+        if len(self._rounds) > MAX_ROUNDS_KEPT:
+            self._rounds.popitem(last=False)
+        return id
+
+    def redeemed(self, id: str) -> str:
+        """The key of the approval that this stands for, once; empty if there is none."""
+        return self._rounds.pop(id, "")
 
     def ended(self, required: InputRequired) -> asyncio.Future[None] | None:
         """Done when somebody else has decided what the client was asked; None if only the client can answer."""

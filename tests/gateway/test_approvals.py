@@ -380,6 +380,30 @@ async def test_a_question_of_the_server_does_not_have_its_call_approved_twice(tm
         assert [step for step, _ in steps(place)] == ["held", "approved", "used"]
 
 
+async def test_an_approved_call_in_whose_course_a_server_asks_cannot_be_made_twice_with_one_approval(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, '@approver("self")')
+    path = tmp_path / "policies" / "mine.cedar"
+    path.write_text(path.read_text().replace("resource.readOnly", 'resource.name == "rich"'))
+    servers = {"a": {"package": dict(LOCAL), "command": ["rich", json.dumps({"era": "modern"})]}}
+    ask = {"name": "a__ask", "arguments": {}}
+    async with running(tmp_path, servers, {"all": {"servers": ["a"], "policy": "mine"}}) as place:
+        first = await result(place, "tools/call", ask, clientCapabilities=ABLE)
+        yes = {"lockgate-approval": {"action": "accept", "content": {"approve": True}}}
+        more = {"requestState": first["requestState"], "inputResponses": yes}
+        second = await result(place, "tools/call", ask | more, clientCapabilities=ABLE)
+        ((key, _),) = second["inputRequests"].items()
+        assert key == "who"
+        answer = {"who": {"action": "accept", "content": {"name": "Ada", "n": 1.5}}}
+        more = {"requestState": second["requestState"], "inputResponses": answer}
+        done = await result(place, "tools/call", ask | more, clientCapabilities=ABLE)
+        assert not done.get("isError"), done
+        again = await result(place, "tools/call", ask | more, clientCapabilities=ABLE)
+        assert "changed meanwhile" in text(again)
+        assert [step for step, _ in steps(place)] == ["held", "approved", "used"]
+
+
 # -- while it waits --------------------------------------------------------------------------------
 
 

@@ -28,7 +28,8 @@ try {
   await go(() => page.click("button.yes"));
   await go(() => page.click("li a"));
   const tree = await page.accessibility.snapshot();
-  seen.names = (tree?.children ?? []).map((node) => [node.role, node.name]);
+  const flat = (node) => [[node.role, node.name], ...(node.children ?? []).flatMap(flat)];
+  seen.names = tree ? flat(tree) : [];
   await go(() => page.click("button.yes"));
   await go(() => page.click("main a"));
 } finally {
