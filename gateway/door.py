@@ -25,6 +25,7 @@ from gateway.credentials import Credentials
 from gateway.hearing import Hearing
 from gateway.holding import Holding
 from gateway.inner import calling
+from gateway.limits import Limits
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
 from gateway.redaction import MARK
@@ -70,6 +71,8 @@ class Door:
         self._surfaces: OrderedDict[tuple[object, ...], tuple[Profile, Surface]] = OrderedDict()
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self.hearing = Hearing(self)
+        self.limits: Limits | None = None
+        """Set where there are any."""
         self.approvals = Approvals(audit_file)
         self.holding = Holding(self, self.approvals)
         self._seal = Seal()
@@ -206,6 +209,12 @@ class Door:
             upstream, call = parked.upstream, parked.call
             upstream.resume_timer(call)
         else:
+            followed = resume is not None and isinstance(resume.continuation, Followed)
+            if self.limits is not None and not followed:
+                reached = await self.limits.take(caller.principal, record.server, target.item)
+                if reached is not None:
+                    record.outcome, record.detail = "denied", reached.detail
+                    return reached.reply()
             upstream = await self.connect(caller, target.server)
             if resume is not None and isinstance(resume.continuation, Followed):
                 outcome = await self._follower.resume(

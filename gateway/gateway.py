@@ -17,7 +17,7 @@ import anyio
 from anyio import to_thread
 
 from catalog import Catalog, Difference, Entry, Profile, difference
-from gateway import audit, auditlog, errors, policyfiles
+from gateway import audit, auditlog, errors, limits, policyfiles
 from gateway.abilities import lacking, with_defaults
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
@@ -34,6 +34,7 @@ from gateway.images import ImageStore
 from gateway.inner import InnerRuntime
 from gateway.leftovers import remove_leftovers
 from gateway.leftovers import watch as watch_leftovers
+from gateway.limits import Limits
 from gateway.listings import Listing, ListingStore
 from gateway.models import Models
 from gateway.mounts import MountGuard
@@ -57,6 +58,7 @@ from gateway.settings import Settings
 from gateway.stores import open_stores
 from gateway.vault import SECRET, Place, Vault
 from policies import CedarEngine, Principal
+from policies.limits import Limit
 
 _log: Final = logging.getLogger(__name__)
 
@@ -90,7 +92,8 @@ class Gateway:
     def _watched(self) -> list[Path]:
         """The files that a reload reads, whether or not they are there."""
         rules = self.rulebook.file or self.settings.state_dir / RULES_NAME
-        return [self.catalog.path, profiles_file(self.settings), rules, *policyfiles.paths(self.settings)]
+        own = [*policyfiles.paths(self.settings), *limits.places(self.settings)]
+        return [self.catalog.path, profiles_file(self.settings), rules, *own]
 
     def _refusal(self, entry: Entry) -> str:
         """Why the rules in force refuse the entry; empty if they do not."""
@@ -109,6 +112,7 @@ class Gateway:
         rulebook = await to_thread.run_sync(self.rulebook.read_again, self.settings, catalog)
         Secrets.check(_secret_names(catalog))
         policy = await to_thread.run_sync(self._policy, catalog)
+        self._limit(await to_thread.run_sync(limits.read, self.settings, catalog.entries))
         found = difference(self.catalog, catalog)
         if found or rulebook != self.rulebook or policy.generation != self.door.policy.generation:
             # One step for whoever runs in this event loop: nobody sees half of it.
@@ -135,6 +139,12 @@ class Gateway:
         self.profile = profile
         self.door.follow(self.door.policy, self.catalog.profiles, profile)
         return profile
+
+    def _limit(self, found: tuple[Limit, ...]) -> None:
+        """From the next call on these limits hold."""
+        if found != self.limits.limits:
+            self.limits.follow(found)
+        self.door.limits = self.limits if found else None
 
     def _policy(self, catalog: Catalog) -> CedarEngine:
         """
@@ -172,6 +182,9 @@ class Gateway:
             self.signins = Signins(self.vault, self.secrets)
             credentials = Credentials(self.vault, self.signins)
             self.door = Door(policy, self.audit, credentials, page_size=self.settings.page_size)
+            self.limits = Limits(self.database)
+            await self.limits.open()
+            self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})

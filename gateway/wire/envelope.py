@@ -18,6 +18,8 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 REQUEST_CANCELLED: Final = -32800
 """Not in the MCP specification; what deployed SDKs answer on a stream whose request was cancelled."""
+LIMIT_REACHED: Final = -32050
+"""Not in the MCP specification: a limit of the gateway's own (docs/limits.md); `data` has `limit` and `retryAfterS`."""
 RESOURCE_NOT_FOUND: Final = -32002
 """MCP 2025-11-25, server/resources, "Error Handling"."""
 HEADER_MISMATCH: Final = -32020
