@@ -21,6 +21,7 @@ from gateway import auditchain, auditlog
 from gateway.auditchain import Checkpoint, Key
 from gateway.auditlog import CHECKPOINTS, KEY
 from gateway.wire import envelope
+from policies import Principal
 
 _log: Final = logging.getLogger(__name__)
 
@@ -65,11 +66,15 @@ class Record(msgspec.Struct, gc=False):
     ms: float = 0.0
     bytes: int = 0
     """Of the answer."""
+    who: Principal | None = None
+    """All that policy knows of the principal."""
+    source: str = ""
+    """The address the request came from, if it came by a network."""
 
     def start(self) -> Start:
         return Start(
             self.call, self.at, self.principal, self.client, self.profile, self.method, self.server, self.item,
-            self.arguments,
+            self.arguments, self.instance, self.policy, self.policies, self.entry_digest, self.tool_digest,
         )  # fmt: skip
 
 
@@ -85,6 +90,11 @@ class Start(msgspec.Struct, gc=False):
     server: str
     item: str
     arguments: str
+    instance: str = ""
+    policy: str = ""
+    policies: tuple[str, ...] = ()
+    entry_digest: str = ""
+    tool_digest: str = ""
     event: Literal["start"] = "start"
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -25,6 +26,8 @@ FIRST: Final = b"0" * 64
 """What the first record follows."""
 _LINE: Final = re.compile(rb'(\{.*,"seq":([1-9][0-9]{0,17})),"chain":"([0-9a-f]{64})"\}\n', re.DOTALL)
 _sha256: Final = hashlib.sha256()
+Opened = Callable[[], AbstractContextManager[Sequence[tuple[Path, BinaryIO]]]]
+"""Opens every file of the chain, oldest first."""
 
 
 def sealed(body: bytes, seq: int, before: bytes) -> tuple[bytes, bytes]:
@@ -142,8 +145,9 @@ class Report:
     problem: str = ""
 
 
-def verify(files: Iterable[Path], checkpoints: Path, public: bytes) -> Report:
-    """Follow the chain through all files, oldest first, and hold it against every checkpoint.
+def verify(opened: Opened, checkpoints: Path, public: bytes) -> Report:
+    """Follow the chain through all files, oldest first, and hold it against every checkpoint. They are opened once the
+    checkpoints are read: then they hold all that was signed, however much is written meanwhile.
 
     Raises:
         OSError: a file cannot be read.
@@ -157,8 +161,8 @@ def verify(files: Iterable[Path], checkpoints: Path, public: bytes) -> Report:
             return Report(0, len(held), 0, f"{checkpoints}:{number}", problem)
     verifier = Verifier()
     path = None
-    for path in files:
-        with path.open("rb") as file:
+    with opened() as files:
+        for path, file in files:
             for number, line in enumerate(file, 1):
                 if not verifier.take(line, held.get(verifier.seq + 1)):
                     return Report(verifier.seq, len(held), 0, f"{path}:{number}", verifier.problem)

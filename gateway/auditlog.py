@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -27,6 +28,27 @@ def files(state_dir: Path) -> list[Path]:
     """Every file of the chain, oldest first."""
     present = state_dir / FILE
     return [*sorted(state_dir.glob("audit-[0-9]*.jsonl")), *([present] if present.exists() else [])]
+
+
+@contextmanager
+def opened(state_dir: Path) -> Iterator[list[tuple[Path, BinaryIO]]]:
+    """Every file of the chain, oldest first, opened at one moment: the gateway may put the present one aside while it
+    is read, and what was opened under its name stays what it was.
+
+    Raises:
+        OSError: one cannot be opened.
+    """
+    with ExitStack() as stack:
+        found: list[tuple[Path, BinaryIO]] = []
+        while [path for path, _ in found] != (paths := files(state_dir)):
+            stack.close()
+            found = []
+            for path in paths:
+                try:
+                    found.append((path, stack.enter_context(path.open("rb"))))
+                except FileNotFoundError:
+                    break  # put aside in this very moment: the names are others now
+        yield found
 
 
 def put_aside(path: Path) -> Path:
@@ -57,8 +79,8 @@ def last_line(path: Path) -> bytes | None:
 
 def records(state_dir: Path) -> Iterator[dict[str, Any]]:
     """Every record; a line that is none, such as one that is just being written, is passed over."""
-    for path in files(state_dir):
-        with path.open("rb") as file:
+    with opened(state_dir) as found:
+        for _, file in found:
             for line in file:
                 try:
                     record = msgspec.json.decode(line)

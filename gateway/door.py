@@ -28,6 +28,7 @@ from gateway.inner import calling
 from gateway.limits import Limits
 from gateway.listings import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Kind, Listing
 from gateway.pool import Lease, Pool
+from gateway.recording import note_server, record_of
 from gateway.redaction import MARK
 from gateway.relayed import Follower, RelayedTask
 from gateway.routes import LISTS, ROUTES, Route, checked, denied, needs_tasks, resolve
@@ -70,7 +71,7 @@ class Door:
         self._pool: Pool | None = None
         self._surfaces: OrderedDict[tuple[object, ...], tuple[Profile, Surface]] = OrderedDict()
         self._decisions: dict[tuple[object, ...], Decision] = {}
-        self.hearing = Hearing(self)
+        self.hearing = Hearing(self, audit_file)
         self.limits: Limits | None = None
         """Set where there are any."""
         self.approvals = Approvals(audit_file)
@@ -120,7 +121,7 @@ class Door:
             AuditUnwritable: the call happened but could not be recorded, so it is not answered.
         """
         started = time.perf_counter()
-        record = _record(caller, method)
+        record = record_of(caller, method)
         outcome: Reply | InputRequired | None = None
         try:
             outcome = await self._admit(caller, method, params, notify, record, resume)
@@ -167,7 +168,7 @@ class Door:
             if found is not None:
                 return found
         view, target = await self._find(caller, route, members, record)
-        _note_server(record, caller, target.server, target.item)
+        note_server(record, caller, target.server, target.item)
         arguments = bytes(members.get("arguments", envelope.ABSENT))
         record.arguments = audit.digest(arguments)
         decision = self._decide(caller, route.action, target, arguments)
@@ -338,7 +339,7 @@ class Door:
         Raises:
             AuditUnwritable: then it is not passed on.
         """
-        record = _record(caller, method)
+        record = record_of(caller, method)
         server = self._meant(caller, method, params, record)
         upstream = self._live(caller, server) if server is not None else None
         record.outcome = "ok" if upstream is not None else "unknown"
@@ -355,7 +356,7 @@ class Door:
         server = extensions.owner(method, list(caller.profile.names), self.listings(caller))
         if server is None:
             return None
-        _note_server(record, caller, server, method)
+        note_server(record, caller, server, method)
         record.arguments = audit.digest(params)
         decision = self.decide(caller, "extension", server, method)
         record.policy, record.policies = self.policy.generation, decision.policy_ids
@@ -402,7 +403,7 @@ class Door:
         record.name = id[:256]
         task = self._tasks.find(caller, id)
         server, item = task.target.server, task.target.item
-        _note_server(record, caller, server, item)
+        note_server(record, caller, server, item)
         decision = self.decide(caller, "list", server, item)
         record.policy, record.policies = self.policy.generation, decision.policy_ids
         if not decision.allowed:
@@ -414,6 +415,7 @@ class Door:
             raise errors.UnknownName(tasks.NOT_FOUND)
         upstream = await self.connect(caller, server)
         task.pin(upstream)
+        self._audit.write(record.start())
         reply = await relayed.ask(upstream, task, method, members, caller.facts())
         if reply.result is None:
             record.outcome = "error"
@@ -447,8 +449,8 @@ class Door:
         Raises:
             AuditUnwritable: then the client must not get the task.
         """
-        record = _record(caller, "tools/call")
-        _note_server(record, caller, task.target.server, task.target.item)
+        record = record_of(caller, "tools/call")
+        note_server(record, caller, task.target.server, task.target.item)
         record.outcome, record.detail = "task", task.id
         self._audit.write(record)
 
@@ -733,25 +735,6 @@ class Door:
             if listing.instructions
         ]
         return "\n\n".join(parts)
-
-
-def _record(caller: Caller, method: str) -> Record:
-    return Record(
-        call=audit.call_id(),
-        at=audit.now(),
-        principal=caller.principal.id,
-        client=caller.client,
-        profile=caller.profile.name,
-        method=method,
-        name="",
-    )
-
-
-def _note_server(record: Record, caller: Caller, id: str, item: str) -> None:
-    """Entries are what people ask the record about; which of their instances it was stands beside."""
-    profile = caller.profile
-    record.server, record.item = profile.entry_id(profile.names.get(id, id)), item
-    record.instance = id if record.server != id else ""
 
 
 def _ticket(caller: Caller, method: str, target: Target, arguments: str) -> Ticket:

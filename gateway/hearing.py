@@ -9,7 +9,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from gateway import errors, extensions, names
+from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.caller import Caller, severity, wants_log
+from gateway.recording import note_server, record_of
 from gateway.surface import Target
 from gateway.upstream import LOG, Upstream
 from gateway.wire import envelope, methods
@@ -18,14 +20,16 @@ from gateway.wire.envelope import WireError
 if TYPE_CHECKING:
     from gateway.door import Door
 
+SUBSCRIBE: Final = "resources/subscribe"
 UPDATED: Final = "notifications/resources/updated"
 
 
 class Hearing:
     """Everybody who can be told something. The events of the pool arrive here."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, audit_file: Audit) -> None:
         self._door = door
+        self._audit = audit_file
         self._callers: weakref.WeakSet[Caller] = weakref.WeakSet()
         self._subscribers: dict[tuple[str, str], set[Caller]] = {}
 
@@ -61,14 +65,37 @@ class Hearing:
         Raises:
             UnknownName: no such resource for this caller.
             UpstreamError: the server cannot be asked, or refuses.
+            AuditUnwritable: it could not be recorded, so there is no subscription.
         """
-        target = self._readable(caller, uri)
+        record = record_of(caller, SUBSCRIBE)
+        record.name = uri[:256]
+        key: tuple[str, str] | None = None
+        try:
+            key = await self._subscribe(caller, uri, record)
+            record.outcome = "ok"
+        except errors.UnknownName:
+            record.outcome = "unknown"
+            raise
+        except errors.UpstreamError as exc:
+            record.outcome, record.detail = "upstream", type(exc).__name__
+            raise
+        finally:
+            try:
+                self._audit.write(record)
+            except AuditUnwritable:
+                if key is not None:
+                    self._unsubscribe_soon(caller, key)
+                raise
+
+    async def _subscribe(self, caller: Caller, uri: str, record: Record) -> tuple[str, str]:
+        target = self._readable(caller, uri, record)
         key = (target.server, target.item)
         callers = self._subscribers.setdefault(key, set())
         callers.add(caller)
         try:
             upstream = await self._door.connect(caller, target.server)
             if target.item not in upstream.subscribed:
+                self._audit.write(record.start())
                 await upstream.subscribe(target.item)
         except BaseException:
             callers.discard(caller)
@@ -76,15 +103,19 @@ class Hearing:
                 del self._subscribers[key]
                 self._door.pool.unsubscribe_soon(*key)  # it may have been asked, and the caller gone before it answered
             raise
+        return key
 
     async def unsubscribe(self, caller: Caller, uri: str) -> None:
         """The reverse of `subscribe`; unknown subscriptions are no error."""
-        target = self._readable(caller, uri)
+        target = self._readable(caller, uri, record_of(caller, SUBSCRIBE))
         self._unsubscribe_soon(caller, (target.server, target.item))
 
-    def _readable(self, caller: Caller, uri: str) -> Target:
+    def _readable(self, caller: Caller, uri: str, record: Record) -> Target:
         target = self._door.surface(caller).resource(uri)
-        if not self._door.decide(caller, "read", target.server, target.item).allowed:
+        note_server(record, caller, target.server, target.item)
+        decision = self._door.decide(caller, "read", target.server, target.item)
+        record.policy, record.policies = self._door.policy.generation, decision.policy_ids
+        if not decision.allowed:
             raise errors.UnknownName(f"Resource not found: {uri[:256]}")
         return target
 

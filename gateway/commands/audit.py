@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -46,7 +48,7 @@ def search(
 ) -> None:
     """Calls that match everything given."""
     wanted = {"principal": principal, "server": server, "item": item, "outcome": outcome, "call": call}
-    begin = _begin(since)
+    begin = begin_of(since)
     found = [
         record
         for record in auditlog.ends(settings().state_dir)
@@ -66,11 +68,8 @@ def verify(
 ) -> None:
     """Is every record as it was written? Names the first that is not, and ends with 1."""
     state = settings().state_dir
-    try:
-        public = bytes.fromhex(public_key) if public_key else auditchain.Key.read(state / auditlog.KEY).public
-        report = auditchain.verify(auditlog.files(state), state / auditlog.CHECKPOINTS, public)
-    except (OSError, ValueError) as exc:
-        raise SettingsError(f"the audit file cannot be verified: {exc}") from exc
+    public = _public(state, public_key)
+    report = verified(state, public_key)
     if as_json:
         print_json({**asdict(report), "public_key": public.hex()})
     elif report.problem:
@@ -85,6 +84,26 @@ def verify(
         raise typer.Exit(1)
 
 
+def verified(state: Path, public_key: str = "") -> auditchain.Report:
+    """Whether everything in a state folder is as it was written.
+
+    Raises:
+        SettingsError: it cannot be read, or there is no key to verify it with.
+    """
+    public = _public(state, public_key)
+    try:
+        return auditchain.verify(partial(auditlog.opened, state), state / auditlog.CHECKPOINTS, public)
+    except OSError as exc:
+        raise SettingsError(f"the audit file cannot be verified: {exc}") from exc
+
+
+def _public(state: Path, given: str) -> bytes:
+    try:
+        return bytes.fromhex(given) if given else auditchain.Key.read(state / auditlog.KEY).public
+    except (OSError, ValueError) as exc:
+        raise SettingsError(f"the audit file cannot be verified: {exc}") from exc
+
+
 @app.command()
 def export(
     format: Annotated[str, typer.Option("--format", help="jsonl, cef or otlp.")] = "jsonl", since: Since = ""
@@ -92,13 +111,18 @@ def export(
     """Everything recorded, to standard output, for a collector."""
     if format not in FORMATS:
         raise SettingsError(f"{format} is no format; choose {', '.join(FORMATS)}")
-    begin = _begin(since)
+    begin = begin_of(since)
     records = auditlog.records(settings().state_dir)
     for line in FORMATS[format](record for record in records if record["at"] >= begin):
         typer.echo(line)
 
 
-def _begin(since: str) -> float:
+def begin_of(since: str) -> float:
+    """The moment from which on something is younger than a span of time.
+
+    Raises:
+        SettingsError: it is none.
+    """
     if not since:
         return 0.0
     found = re.fullmatch(r"([1-9][0-9]{0,5})([smhdw])", since)

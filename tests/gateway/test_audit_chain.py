@@ -4,7 +4,10 @@ import base64
 import json
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ def written(folder: Path, n: int, **options: Any) -> Path:
 
 
 def report(folder: Path) -> auditchain.Report:
-    return verify(auditlog.files(folder), folder / auditlog.CHECKPOINTS, Key.load(folder / auditlog.KEY).public)
+    public = Key.load(folder / auditlog.KEY).public
+    return verify(partial(auditlog.opened, folder), folder / auditlog.CHECKPOINTS, public)
 
 
 # -- what is seen ------------------------------------------------------------------------------
@@ -139,6 +143,46 @@ def test_records_written_after_a_cut_do_not_hide_it(tmp_path: Path, caplog: pyte
     written(tmp_path, 10)
     assert "it was cut short or changed" in caplog.text
     assert report(tmp_path).problem
+
+
+def test_a_file_put_aside_while_it_is_verified_is_no_false_alarm(tmp_path: Path) -> None:
+    """The gateway goes on writing: here after the names were listed, and again after the files were opened."""
+    log = Audit(tmp_path / auditlog.FILE, max_bytes=4000)
+    log.open()
+    for number in range(7):
+        log.write(record(number))
+    listed = auditlog.files
+    turns = 0
+
+    def turning(state_dir: Path) -> list[Path]:
+        nonlocal turns
+        found = listed(state_dir)
+        turns += 1
+        if turns == 1:
+            write_over()
+        return found
+
+    def write_over() -> None:
+        """So much that at least one file is put aside."""
+        before = len(listed(tmp_path))
+        while len(listed(tmp_path)) == before:
+            log.write(record(9))
+        log.write(record(9))
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(auditlog, "files", turning)
+            with auditlog.opened(tmp_path) as files:
+                write_over()
+                yield files
+
+    found = verify(opened, tmp_path / auditlog.CHECKPOINTS, Key.load(tmp_path / auditlog.KEY).public)
+    log.close()
+    assert turns >= 2
+    assert found.problem == ""
+    assert found.records > 7
+    assert report(tmp_path).problem == ""
 
 
 # -- how it goes on ----------------------------------------------------------------------------

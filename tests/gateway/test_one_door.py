@@ -6,13 +6,14 @@ import ast
 import asyncio
 import inspect
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway import tasks
+from gateway import auditlog, tasks
 from gateway.client import gateway_client
 from gateway.routes import LISTS, ROUTES
 from gateway.upstream import Upstream
@@ -152,6 +153,7 @@ async def test_every_request_of_a_client_that_reaches_a_server_came_through_the_
         id = await taskclient.task(place, "t__job", {"key": "k"})
         for method in tasks.METHODS:
             await taskclient.ask(place, method, id, inputResponses={})
+        everything = list(auditlog.records(place.gateway.settings.state_dir))
         records = place.audit()
 
     relayed = [(method, frames) for method, frames in started if method in THROUGH_THE_DOOR]
@@ -170,4 +172,8 @@ async def test_every_request_of_a_client_that_reaches_a_server_came_through_the_
                 method,
                 frames,
             )
-    assert len(relayed) == sum(record["server"] != "" and record["outcome"] != "unknown" for record in records)
+    for_clients = [method for method, _ in started if method in THROUGH_THE_DOOR or method == "resources/subscribe"]
+    assert len(for_clients) == sum(record["server"] != "" and record["outcome"] != "unknown" for record in records)
+    starts = [record for record in everything if record.get("event") == "start"]
+    assert Counter(record["method"] for record in starts) == Counter(for_clients)
+    assert all(record["policy"] and record["policies"] for record in starts)
