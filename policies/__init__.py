@@ -6,6 +6,7 @@ from policies.allowlist import AllowList
 from policies.cedar import CedarEngine
 from policies.compare import Change, Thing, compare
 from policies.decision import Action, Circumstances, Decision, Facts, PolicyEngine, Principal, Request
+from policies.replay import Met, Replay, Verdict, Word
 from policies.rule import PolicyError
 from policies.ruleset import EVERYWHERE, RuleSet, RuleSets, read_sets
 from policies.vocabulary import Known
@@ -20,13 +21,17 @@ __all__ = [
     "Decision",
     "Facts",
     "Known",
+    "Met",
     "PolicyEngine",
     "PolicyError",
     "Principal",
+    "Replay",
     "Request",
     "RuleSet",
     "RuleSets",
     "Thing",
+    "Verdict",
+    "Word",
     "compare",
     "read_sets",
 ]

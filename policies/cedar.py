@@ -49,9 +49,13 @@ class CedarEngine:
         self.generation = hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def reads_context(self, request: Request) -> bool:
+        return bool(self.reads(request))
+
+    def reads(self, request: Request) -> frozenset[tuple[str, ...]]:
+        """The members of `context` that a policy about this request looks at."""
         if request.action == "list" or not self._base.decide(request).allowed:
-            return False
-        return bool(self._slice(request.profile, request.server, request.item, request.action).reads)
+            return frozenset()
+        return self._slice(request.profile, request.server, request.item, request.action).reads
 
     def decide(self, request: Request) -> Decision:
         if request.action == "list":

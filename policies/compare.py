@@ -18,7 +18,7 @@ from policies.rule import Rule, chain, entities, operators
 
 MAX_COMBINATIONS: Final = 512
 """Of arguments of one tool; beyond it each argument varies alone."""
-_ORDER: Final = ("deny", "ask", "allow")
+ORDER: Final = ("deny", "ask", "allow")
 """What is allowed by a person only is less than what is allowed, and more than nothing."""
 OTHER: Final = "something else"
 _ABSENT: Final = object()
@@ -55,16 +55,18 @@ def compare(
     old: CedarEngine, new: CedarEngine, rules: Sequence[Rule], profile: str, things: Iterable[Thing]
 ) -> list[Change]:
     """Every difference, those that allow more first. `rules` are those of both sides."""
-    people = list(_people(rules))
+    classes = list(people(rules))
     circumstances = list(_circumstances(rules))
     changes = []
     for thing in things:
-        for (words, who), arguments, around in itertools.product(people, _arguments(rules, thing), circumstances):
+        for (words, who), arguments, around in itertools.product(
+            classes, arguments_beside(rules, thing), circumstances
+        ):
             asked = Request(who, thing.action, profile, thing.server, thing.item, arguments, thing.facts, around)
             before, after = old.decide(asked), new.decide(asked)
             if before.word != after.word:
                 place = f"{thing.server}/{thing.item}"
-                widens = _ORDER.index(after.word) > _ORDER.index(before.word)
+                widens = ORDER.index(after.word) > ORDER.index(before.word)
                 changes.append(
                     Change(words, thing.action, place, arguments, around, widens, after.policy_ids, after.word)
                 )
@@ -74,7 +76,7 @@ def compare(
 # -- who asks ----------------------------------------------------------------------------------
 
 
-def _people(rules: Sequence[Rule]) -> Iterator[tuple[str, Principal]]:
+def people(rules: Sequence[Rule]) -> Iterator[tuple[str, Principal]]:
     """Somebody nobody names, every named user, a member of each named group and one of all; each as strongly
     authenticated, of each kind and with each scope as the policies ask for."""
     named = [entity for rule in rules for entity in entities(rule.tree)]
@@ -122,17 +124,21 @@ def _texts(values: Iterable[Any]) -> list[str]:
 def _circumstances(rules: Sequence[Rule]) -> Iterator[Circumstances]:
     read = {place[0] for rule in rules for place in rule.reads if len(place) == 1}
     times = _TIMES if read & {"now", "hour", "weekday"} else _TIMES[:1]
-    sources = [""]
-    if "source" in read:
-        sources += ["192.0.2.1", *_texts(_literals(rules).get(("context", "source"), []))]
-    for at, source in itertools.product(times, sources):
+    for at, source in itertools.product(times, sources(rules)):
         yield Circumstances(at, source)
+
+
+def sources(rules: Sequence[Rule]) -> list[str]:
+    """No address, and where a policy reads it one of nobody's and each that it names."""
+    if not any(place == ("source",) for rule in rules for place in rule.reads):
+        return [""]
+    return ["", "192.0.2.1", *_texts(_literals(rules).get(("context", "source"), []))]
 
 
 # -- with which arguments ----------------------------------------------------------------------
 
 
-def _arguments(rules: Sequence[Rule], thing: Thing) -> list[dict[str, Any]]:
+def arguments_beside(rules: Sequence[Rule], thing: Thing) -> list[dict[str, Any]]:
     """None, and values on each side of what the policies compare with."""
     literals = _literals(rules)
     values: dict[str, list[Any]] = {}

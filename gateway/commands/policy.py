@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 import typer
@@ -18,14 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from catalog import Catalog
-from gateway import auditlog, policyfiles, policytables
+from gateway import auditlog, policyfiles, policyreplay, policytables
 from gateway.abilities import with_defaults
 from gateway.catalogs import open_catalog
+from gateway.commands.audit import begin_of, verified
 from gateway.commands.running import AsJson, ProfileOption, err, out, print_json, settings, shown
 from gateway.errors import PoliciesUnusable, SettingsError
 from gateway.listings import Listing, ListingStore
 from gateway.settings import Settings
-from policies import CedarEngine, Change, RuleSets, Thing, compare
+from policies import CedarEngine, Change, Replay, RuleSets, Thing, Verdict, compare
 
 app = typer.Typer(no_args_is_help=True)
 MAX_SHOWN: Final = 50
@@ -213,6 +214,58 @@ def _show_changes(changes: list[Change]) -> None:
         out.print(f"and {len(changes) - MAX_SHOWN} more; --json shows all")
     wider = sum(change.widens for change in changes)
     out.print(f"{wider} decisions allow more, {len(changes) - wider} less")
+
+
+@app.command()
+def replay(
+    new: NameOrFile,
+    since: Annotated[str, typer.Option("--since", help="Only calls that are younger: 30m, 12h, 7d.")] = "7d",
+    profile: ProfileOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the recorded calls of a profile would have met under this policy. Ends with 1 if one would have been allowed
+    more, with 3 if one would have been allowed less, or might have been."""
+    place = _Place([new])
+    name = place.profile(profile)
+    _there(place, new)
+    state = place.settings.state_dir
+    report = verified(state)
+    if report.problem:
+        raise SettingsError(
+            f"the audit file is not as it was written, so nothing follows from it: {report.where} {report.problem}"
+        )
+    begin = begin_of(since)
+    recent = (record for record in auditlog.records(state) if record["at"] >= begin)
+    asked = Replay(place.engine(name, new), place.rules.sets[new].rules)
+    outcome = policyreplay.replay(recent, asked, name, place.listings, place.categories())
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        _show_replay(outcome)
+    if outcome.count("wider"):
+        raise typer.Exit(1)
+    if outcome.count("narrower") or outcome.count("unclear"):
+        raise typer.Exit(3)
+
+
+def _show_replay(outcome: policyreplay.Outcome) -> None:
+    changed = [group for group in outcome.groups if group.examples]
+    for group in changed[:MAX_SHOWN]:
+        counts = ", ".join(f"{count} {word}" for word, count in group.counts.items() if count)
+        line = f"{group.principal}: {group.action} {group.item}: {counts}; now {' or '.join(group.now)}"
+        out.print(Text(shown(f"{line}  [{', '.join(group.policies[1:])}]"), style="bold"))
+        for verdict, calls in group.examples.items():
+            out.print(Text(shown(f"  {verdict}: {', '.join(calls)}")))
+        if group.depends:
+            out.print(Text(shown(f"  not recorded, and the answer depends on it: {', '.join(group.depends)}")))
+    if len(changed) > MAX_SHOWN:
+        out.print(f"and {len(changed) - MAX_SHOWN} more; --json shows all")
+    if outcome.redefined:
+        err.print(
+            f"{outcome.redefined} calls were of tools that are defined otherwise now; their present hints were taken."
+        )
+    counts = ", ".join(f"{outcome.count(word)} {word}" for word in get_args(Verdict))
+    out.print(f"{outcome.calls} calls: {counts}")
 
 
 @app.command()

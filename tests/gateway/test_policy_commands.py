@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from anyio import to_thread
 from typer.testing import CliRunner, Result
 
 from gateway import auditlog
 from gateway.approvals import Approver
-from gateway.audit import Audit, Start
+from gateway.audit import Audit, Record, Start
 from gateway.cli import app
 from gateway.commands import asking
 from gateway.errors import PoliciesUnusable, SettingsError
@@ -275,3 +276,96 @@ async def test_a_call_is_approved_and_refused_on_the_command_line(place: Path, m
             assert "already" in str(late.exception)
         lost = await to_thread.run_sync(approvals, "show", "0123456789abcdef")
         assert "no call with the id" in str(lost.exception)
+
+
+# -- replay ------------------------------------------------------------------------------------
+
+
+def replayed(place: Path, text: str, code: int, *words: str) -> dict[str, Any]:
+    """What became of the two recorded calls of `a/read`, one allowed and one denied, under another policy."""
+    other = place / "other.cedar"
+    other.write_text(text)
+    found = answer("replay", str(other), *words, code=code)
+    (group,) = found["groups"]
+    assert (group["principal"], group["action"], group["item"]) == ("local", "call", "a/read")
+    assert found["calls"] == sum(group["counts"].values()) == 2
+    return dict(group)
+
+
+EVERYBODY = "permit (principal, action, resource);"
+
+
+async def test_replay_says_what_recorded_calls_would_have_met(place: Path) -> None:
+    wider = replayed(place, EVERYBODY, 1)
+    assert wider["counts"] == {"same": 1, "wider": 1, "narrower": 0, "unclear": 0}
+    (denied,) = [one["call"] for one in auditlog.ends(place / "state") if one["outcome"] == "denied"]
+    assert wider["examples"] == {"wider": [denied]}
+    assert wider["now"] == ["allow"]
+    narrower = replayed(place, '@id("no")\nforbid (principal, action, resource);', 3)
+    assert narrower["counts"] == {"same": 1, "wider": 0, "narrower": 1, "unclear": 0}
+    assert narrower["policies"][-1].endswith(":no")
+    asking = '@id("ask")\n@effect("ask")\npermit (principal, action == Action::"call", resource);'
+    assert replayed(place, asking, 1)["now"] == ["ask"]
+    other = policy("replay", str(place / "other.cedar"))
+    assert other.exit_code == 1
+    assert "local: call a/read: 1 wider, 1 narrower; now ask" in other.stdout
+
+
+async def test_what_was_not_recorded_leaves_both_answers_open(place: Path) -> None:
+    """Arguments are kept as a fingerprint only; the very policy that decided reads them."""
+    unclear = replayed(place, MINE, 3)
+    assert unclear["counts"] == {"same": 0, "wider": 0, "narrower": 0, "unclear": 2}
+    assert unclear["now"] == ["allow", "deny"]
+    assert unclear["depends"] == ["context.path.path"]
+    hopeless = "forbid (principal, action, resource);" + MINE
+    assert replayed(place, hopeless, 3)["counts"] == {"same": 1, "wider": 0, "narrower": 1, "unclear": 0}
+
+
+async def test_the_recorded_principal_time_and_kind_are_those_that_are_asked_about(place: Path) -> None:
+    local = 'permit (principal, action, resource) when { principal.kind == "loopback" };'
+    assert replayed(place, local, 1)["counts"]["wider"] == 1
+    staff = 'permit (principal in Group::"staff", action, resource);'
+    assert replayed(place, staff, 3)["counts"] == {"same": 1, "wider": 0, "narrower": 1, "unclear": 0}
+    long_ago = 'permit (principal, action, resource) when { context.now < datetime("2000-01-01T00:00:00Z") };'
+    assert replayed(place, long_ago, 3)["counts"] == {"same": 1, "wider": 0, "narrower": 1, "unclear": 0}
+
+
+async def test_of_a_principal_that_was_not_recorded_only_the_id_counts(tmp_path: Path, place: Path) -> None:
+    """Records of versions that wrote no more than the id."""
+    state = place / "state"
+    kept = [one for one in auditlog.ends(state) if one["method"] == "tools/call"]
+    for name in (auditlog.FILE, auditlog.CHECKPOINTS):
+        (state / name).unlink()
+    log = Audit(state / auditlog.FILE)
+    log.open()
+    for one in kept:
+        bare = {name: value for name, value in one.items() if name not in ("who", "source", "seq", "chain")}
+        log.write(msgspec.convert(bare, Record))
+    log.close()
+    staff = 'permit (principal in Group::"staff", action, resource);'
+    unclear = replayed(place, staff, 3)
+    assert unclear["counts"]["unclear"] == 2
+    assert unclear["depends"] == ["principal"]
+    assert replayed(place, EVERYBODY, 1)["counts"] == {"same": 1, "wider": 1, "narrower": 0, "unclear": 0}
+
+
+async def test_replay_takes_the_time_and_the_profile_that_are_given(place: Path) -> None:
+    other = place / "other.cedar"
+    other.write_text(EVERYBODY)
+    state = place / "state"
+    log = Audit(state / auditlog.FILE)
+    log.open()
+    log.write(Record("e" * 16, 1.5, "local", "", "all", "tools/call", "a__read", server="a", item="read", policy="x"))
+    log.close()
+    assert answer("replay", str(other), "--since", "1h", code=1)["calls"] == 2
+    assert answer("replay", str(other), "--since", "9999w", code=1)["calls"] == 3
+    assert isinstance(policy("replay", str(other), "--since", "soon").exception, SettingsError)
+    assert isinstance(policy("replay", "nothing").exception, PoliciesUnusable)
+
+
+async def test_nothing_follows_from_an_audit_file_that_was_changed(place: Path) -> None:
+    path = place / "state" / auditlog.FILE
+    path.write_bytes(path.read_bytes().replace(b'"denied"', b'"ok"'))
+    done = policy("replay", "open")
+    assert isinstance(done.exception, SettingsError)
+    assert "was changed" in str(done.exception)
