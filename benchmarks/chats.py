@@ -27,6 +27,7 @@ class Chat:
     pieces_at: list[float] = field(default_factory=list)
     n_prompt: int = 0
     n_completion: int = 0
+    text: str = ""
 
     @property
     def first_s(self) -> float:
@@ -57,8 +58,9 @@ class _Sink:
             chunk: dict[str, Any] = msgspec.json.decode(event.data)
             if "error" in chunk:
                 raise RuntimeError(str(chunk["error"]))
-            if any(choice["delta"].get("content") for choice in chunk["choices"]):
+            if text := "".join(choice["delta"].get("content") or "" for choice in chunk["choices"]):
                 self._chat.pieces_at.append(now)
+                self._chat.text += text
             if usage := chunk.get("usage"):
                 self._chat.n_prompt = usage["prompt_tokens"]
                 self._chat.n_completion = usage["completion_tokens"]
@@ -110,6 +112,24 @@ async def together(url: str, pid: int, prompts: Sequence[str], max_tokens: int, 
     took_s, used_s = time.monotonic() - began, cpu_s(pid) - cpu_before
     n_tokens = sum(one.n_completion for one in chats)
     return Load(n_tokens / took_s, 1000 * used_s / n_tokens, tuple(chats))
+
+
+async def conversations(url: str, callers: Sequence[Sequence[str]], max_tokens: int, model: str) -> float:
+    """Callers whose every question follows the answer to the one before; tokens a second of all."""
+
+    async def talk(turns: Sequence[str]) -> int:
+        messages: list[dict[str, str]] = []
+        n_tokens = 0
+        for turn in turns:
+            messages.append({"role": "user", "content": turn})
+            answer = await chat(url, messages, max_tokens, model)
+            messages.append({"role": "assistant", "content": answer.text})
+            n_tokens += answer.n_completion
+        return n_tokens
+
+    began = time.monotonic()
+    counts = await asyncio.gather(*map(talk, callers))
+    return sum(counts) / (time.monotonic() - began)
 
 
 def cpu_s(pid: int) -> float:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,27 +88,11 @@ def llama_bench(programs: Path, model: StoredModel, n_threads: int) -> tuple[flo
     return rates[True], rates[False]
 
 
-LOCKED: Final = """
-import sys, threading, time
-from llama_cpp import Llama
-llama = Llama(sys.argv[1], n_ctx=2048, n_threads=int(sys.argv[2]), verbose=False)
-lock, total = threading.Lock(), 0
-def ask(n):
-    global total
-    with lock:
-        message = {"role": "user", "content": sys.argv[4 + n]}
-        found = llama.create_chat_completion([message], max_tokens=int(sys.argv[3]), temperature=0)
-        total += found["usage"]["completion_tokens"]
-threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(sys.argv) - 4)]
-began = time.monotonic()
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-print(total / (time.monotonic() - began))
-"""
-
-
-def locked(model: StoredModel, n_threads: int, max_tokens: int, prompts: list[str]) -> float:
+def locked(model: StoredModel, n_threads: int, max_tokens: int, callers: Sequence[Sequence[str]]) -> float:
     """Tokens a second of the package's own high-level interface, which takes one request at a time."""
-    argv = [sys.executable, "-c", LOCKED, str(model.path), str(n_threads), str(max_tokens), *prompts]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    order = {"path": str(model.path), "n_ctx": N_CTX, "n_threads": n_threads, "max_tokens": max_tokens}
+    argv = [sys.executable, str(Path(__file__).with_name("locked.py"))]
+    asked = json.dumps({**order, "callers": callers})
+    done = subprocess.run(argv, input=asked, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    return float(found["n_tokens"] / found["took_s"])
