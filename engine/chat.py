@@ -13,6 +13,7 @@ from engine.client import WorkerClient
 from engine.dialect import constraint, for_template, offered
 from engine.memory import needed_bytes
 from engine.pipe import (
+    Count,
     Detokenize,
     Done,
     Embed,
@@ -58,12 +59,15 @@ class ChatModel:
         n_sequences: int = DEFAULT_N_SEQUENCES,
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
+        defaults: Mapping[str, float | None] | None = None,
     ) -> None:
+        """`defaults` are for the fields of a request that it leaves out."""
         n_ctx = min(n_ctx, model.context_length or n_ctx)
         template = model.chat_template or ""
         self.model = model
         self.n_ctx = n_ctx
         self.statistics = Statistics()
+        self._defaults = {name: value for name, value in (defaults or {}).items() if value is not None}
         self._has_native_tools = "tools" in template and "<tool_call>" in template
         self._load = Load(
             path=str(model.path.resolve()),
@@ -113,7 +117,7 @@ class ChatModel:
         Requests share cached prefixes only with those of the same `owner`. Usage comes as a last chunk if the
         request's `stream_options` include it. Raises: BadRequest, ContextOverflow, ModelBusy, WorkerFailed.
         """
-        parsed = parse_request(dict(request))
+        parsed = parse_request(self._with_defaults(request))
         messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
         constrained = constraint(parsed)
 
@@ -139,6 +143,9 @@ class ChatModel:
         async for chunk in self._answered(make, answers, has_usage=has_usage):
             yield chunk
 
+    def _with_defaults(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {**request, **{name: value for name, value in self._defaults.items() if request.get(name) is None}}
+
     async def complete(self, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
         """Answer a chat completion request with one chat.completion object. Raises: as `chat`."""
         body = {**request, "stream_options": {"include_usage": True}}
@@ -147,7 +154,7 @@ class ChatModel:
 
     async def continue_text(self, request: Mapping[str, Any], *, owner: str = "") -> AsyncGenerator[Chunk]:
         """Answer a text completion request with chunks: the model goes on from the bare prompt. Raises: as `chat`."""
-        parsed = parse_completion(dict(request))
+        parsed = parse_completion(self._with_defaults(request))
         n = parsed.n or 1
         grammar = constraint(parsed).grammar
 
@@ -196,7 +203,13 @@ class ChatModel:
         """The text of `tokens`. Raises: as `chat`."""
         return (await self._tokenized(lambda id: Detokenize(id, list(tokens)))).text
 
-    async def _tokenized(self, make: Callable[[int], Tokenize | Detokenize]) -> Tokenized:
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """The tokens of the prompt that a chat request makes. Raises: as `chat`."""
+        parsed = parse_request(dict(request))
+        messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
+        return len((await self._tokenized(lambda id: Count(id, messages, tools))).tokens)
+
+    async def _tokenized(self, make: Callable[[int], Tokenize | Count | Detokenize]) -> Tokenized:
         async with aclosing(self._client.ask(lambda id, _: make(id))) as events:
             async for _, event in events:
                 if isinstance(event, Tokenized):
@@ -219,11 +232,11 @@ class ChatModel:
                             for chunk in answer.begin():
                                 yield chunk
                         case Piece():
-                            counted.piece(number)
+                            counted.piece(number, event.n_tokens)
                             for chunk in answer.add(event):
                                 yield chunk
                             if answer.is_circling:
-                                ended = Done(event.id, "stop", counted.n_pieces(number))
+                                ended = Done(event.id, "stop", counted.n_tokens(number))
                                 counted.done(number, ended)
                                 for chunk in answer.finish(ended):
                                     yield chunk

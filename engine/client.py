@@ -2,6 +2,7 @@
 
 Knows nothing of chats or models beyond the messages it passes on. It gives the worker a clean environment."""
 
+import logging
 import signal
 import sys
 from collections import deque
@@ -20,6 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from engine.errors import BadRequest, ContextOverflow, ModelBusy, WorkerDied, WorkerFailed
 from engine.pipe import (
     Cancel,
+    Count,
     Detokenize,
     Done,
     Embed,
@@ -52,7 +54,8 @@ STDERR_LINES: Final = 20
 SPIN_COUNT: Final = "20000"  # of libgomp, about 50 µs: longer burns CPU others need, shorter costs wake-ups
 
 Event = Progress | Piece | Done | Embedded | Tokenized
-Request = Generate | Embed | Tokenize | Detokenize
+_log: Final = logging.getLogger(__name__)
+Request = Generate | Embed | Tokenize | Count | Detokenize
 _LAST: Final = (Done, Embedded, Tokenized)
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)  # where `engine` is imported from, here and there
 
@@ -213,6 +216,14 @@ class _Worker:
             case Loaded():
                 self.loaded = message
                 self.settled.set()
+                if self._load.n_gpu_layers > 0 and not message.has_gpu:
+                    name, n_layers = Path(self._load.path).name, self._load.n_gpu_layers
+                    _log.warning(
+                        "%s: %d layers are wanted on a GPU, which this build of llama.cpp cannot use; "
+                        "all stay on the processor",
+                        name,
+                        n_layers,
+                    )
             case LoadFailed():
                 self._stderr.clear()
                 self._stderr.append(message.message)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.gguf import Scalar
+from engine.shelf import SHELF_BYTES
 
 OVERHEAD_BYTES: Final = 160 << 20  # the worker's Python, libraries and small buffers, measured
 LOGIT_BYTES: Final = 4
@@ -36,9 +37,10 @@ def cache_bytes(metadata: Mapping[str, Scalar], n_cells: int) -> int:
 
 
 def needed_bytes(metadata: Mapping[str, Scalar], size_bytes: int, n_cells: int, n_outputs: int) -> int:
-    """Weights, cache, `n_outputs` rows of logits and the process itself."""
+    """Weights, cache, what is kept beside it, `n_outputs` rows of logits and the process itself."""
     n_vocab = 160_000  # the token list itself is not kept; most are smaller
-    return size_bytes + cache_bytes(metadata, n_cells) + n_outputs * n_vocab * LOGIT_BYTES + OVERHEAD_BYTES
+    cache = cache_bytes(metadata, n_cells)
+    return size_bytes + cache + min(cache, SHELF_BYTES) + n_outputs * n_vocab * LOGIT_BYTES + OVERHEAD_BYTES
 
 
 def available_bytes() -> int:

@@ -77,10 +77,12 @@ class NativeModel:
         self._n_threads = n_threads
         self._batch = llama.llama_batch_init(n_batch, 0, 1)
         self.n_batch = n_batch
+        self.has_gpu = bool(llama.llama_supports_gpu_offload())
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         # Recurrent state cannot be cut at a position, so their prefixes are not shared.
         self.can_share = not (llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
+        self._row = ctypes.c_float * self.n_vocab
         self._pieces: dict[int, bytes] = {}
 
     def description(self) -> str:
@@ -158,10 +160,15 @@ class NativeModel:
             self._n_threads = n_threads
         return int(llama.llama_decode(self._context, batch))
 
+    def wake(self) -> None:
+        """Work begins after a rest."""
+        self._threads.restart()
+
     def logits(self, index: int) -> Logits:
         """The logits of entry `index` of the last batch; valid until the next decode."""
         pointer = llama.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        row = self._row.from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(row, dtype=np.float32)  # as np.ctypeslib does it, in a tenth of the time
 
     def chance(self, logits: Logits, token: int, n_top: int) -> TokenChance:
         """What the probabilities were when `token` was chosen."""
@@ -183,6 +190,18 @@ class NativeModel:
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Let `target` share the cells of positions `start` to `end` (exclusive) of `source`."""
         llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def save(self, sequence: int) -> bytes:
+        """What the cache holds of a sequence."""
+        size = llama.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        n_bytes = llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:n_bytes])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Put it back, into a sequence that is empty; False if there is no room."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(llama.llama_state_seq_set_data(self._context, buffer, len(state), sequence))
 
     # -- choosing tokens
 

@@ -86,6 +86,14 @@ class Tokenize(msgspec.Struct, frozen=True, tag=True):
     has_special: bool
 
 
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Give the tokens of the prompt that a conversation makes."""
+
+    id: int
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
 class Detokenize(msgspec.Struct, frozen=True, tag=True):
     """Give the text of tokens."""
 
@@ -103,11 +111,15 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The model is ready. `given_up` is what the worker can no longer reach (see `engine.sandbox`)."""
+    """The model is ready. `given_up` is what the worker can no longer reach (see `engine.sandbox`).
+
+    `has_gpu` says whether this build of llama.cpp can use a GPU.
+    """
 
     description: str
     n_ctx: int
     given_up: list[str]
+    has_gpu: bool = False
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -134,11 +146,13 @@ class TokenChance(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(msgspec.Struct, frozen=True, tag=True):
-    """Some more text of the answer, whole characters only; `chances` of its tokens where they were asked for."""
+    """Some more text of the answer, whole characters only, of about `n_tokens` tokens; `chances` of these where they
+    were asked for."""
 
     id: int
     text: str
     chances: list[TokenChance] = []
+    n_tokens: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -173,7 +187,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToWorker = Load | Generate | Embed | Tokenize | Detokenize | Cancel
+ToWorker = Load | Generate | Embed | Tokenize | Count | Detokenize | Cancel
 FromWorker = Loaded | LoadFailed | Progress | Piece | Done | Embedded | Tokenized | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -15,12 +15,16 @@ from engine.errors import BadRequest, ContextOverflow, ModelBusy
 from engine.native import Grammar, NativeModel, Sampler
 from engine.pace import Pace
 from engine.pipe import Done, FromWorker, Generate, Piece, Progress, TokenChance
+from engine.shelf import Shelf, common
 
 DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
 PROMPT_CHUNK: Final = 128  # prompt tokens a step at most while others write
 WAITING_PER_SEQUENCE: Final = 8  # length of the queue
 SEEN_CHARS: Final = 256  # of an answer, searched for triggers
+PIECE_S: Final = 1 / 30  # text waits so long at most for more of it: each piece takes time of the processors
 MIN_SHARED: Final = 32  # tokens a prefix must have for a request to wait for another that computes it
+
+RESTING_CELLS: Final = 256  # that idle sequences may fill: all that runs looks at them
 
 Emit = Callable[[FromWorker], None]
 
@@ -41,6 +45,8 @@ class _Run:
     next_token: int | None = None
     held: str = ""
     chances: list[TokenChance] = field(default_factory=list)  # of tokens whose text is still held
+    n_held: int = 0  # tokens that have not been told of
+    told_at: float = 0.0
     seen: str = ""
     is_tentative: bool = False
     leader: "_Slot | None" = None
@@ -93,6 +99,8 @@ class Scheduler:
         self._waiting: deque[_Run] = deque()
         self._clock = itertools.count(1)
         self._pace = Pace(PROMPT_CHUNK)
+        self._step_s = 0.0  # of the last one
+        self._shelf = Shelf()
 
     @property
     def has_work(self) -> bool:
@@ -173,7 +181,7 @@ class Scheduler:
             return
         began = time.monotonic()
         self._compute(batch)
-        took_s = time.monotonic() - began
+        took_s = self._step_s = time.monotonic() - began
         self._pace.learn(n_writing=n_writing, n_prompt=len(batch) - n_writing, took_s=took_s)
         for slot, tokens in growth:
             slot.cached.extend(tokens)
@@ -203,6 +211,17 @@ class Scheduler:
             shares[slot] += more
             budget -= more
         return [(slot, n_tokens) for slot, n_tokens in shares.items() if n_tokens]
+
+    def rest(self) -> bool:
+        """Move the cache of one idle sequence to the shelf; False if there is nothing to move. For while none runs."""
+        idle = sorted((slot for slot in self._slots if slot.cached and slot.run is None), key=lambda one: one.last_used)
+        n_cells = sum(len(slot.cached) for slot in idle)
+        if self.has_work or not self._model.can_share or len(idle) < 2 or n_cells <= RESTING_CELLS:
+            return False
+        slot = idle[0]
+        self._shelf.put(slot.owner, slot.cached, self._model.save(slot.index))
+        self._forget(slot)
+        return True
 
     # -- admitting
 
@@ -239,9 +258,11 @@ class Scheduler:
         """Choose an idle sequence and bring the longest known prefix of the prompt into it."""
         limit = len(run.prompt) - 1  # the last token is computed again: its logits begin the answer
         own = [slot for slot in self._slots if slot.owner == run.request.owner]
-        shared = {slot: min(_common(slot.cached, run.prompt), limit) for slot in own}
+        shared = {slot: min(common(slot.cached, run.prompt), limit) for slot in own}
         source = max(shared, key=lambda slot: (shared[slot], slot in idle), default=None)
         n_shared = shared[source] if source else 0
+        if unshelved := self._unshelve(run, idle, n_shared + MIN_SHARED):
+            return unshelved
         if source in idle and source and 2 * n_shared >= len(source.cached):
             if not self._model.truncate(source.index, n_shared):
                 self._forget(source)
@@ -260,6 +281,21 @@ class Scheduler:
             target.cached = list(run.prompt[:n_shared])
         return target
 
+    def _unshelve(self, run: _Run, idle: Sequence[_Slot], least: int) -> _Slot | None:
+        """Bring a prefix of so many tokens at least from the shelf into an idle sequence, if it has one."""
+        item, n_shared = self._shelf.find(run.request.owner, run.prompt[:-1])
+        if item is None or n_shared < least:
+            return None
+        target = min(idle, key=lambda slot: (bool(slot.cached), slot.last_used))
+        self._forget(target)
+        if not self._model.restore(target.index, item.state):
+            return None
+        target.cached = list(item.tokens[:n_shared])
+        self._model.truncate(target.index, n_shared)
+        if 2 * n_shared >= len(item.tokens):
+            self._shelf.take(item)
+        return target
+
     def _follow(self, slot: _Slot, run: _Run) -> None:
         """Let a request wait for an older one that is computing the prefix they share."""
         if not self._model.can_share:
@@ -267,7 +303,7 @@ class Scheduler:
         for other in self._slots:
             if other is slot or other.run is None or other.owner != slot.owner or other.run.next_token is not None:
                 continue
-            n_shared = min(_common(other.run.prompt, run.prompt), len(run.prompt) - 1)
+            n_shared = min(common(other.run.prompt, run.prompt), len(run.prompt) - 1)
             if n_shared >= max(len(slot.cached) + MIN_SHARED, run.n_shared + 1):
                 run.leader, run.n_shared = other, n_shared
 
@@ -275,7 +311,7 @@ class Scheduler:
         leader = run.leader
         if leader is None:
             return False
-        n_there = min(_common(leader.cached, run.prompt), run.n_shared)
+        n_there = min(common(leader.cached, run.prompt), run.n_shared)
         if n_there > len(slot.cached):
             self._model.copy(leader.index, slot.index, len(slot.cached), n_there)
             run.n_cached += n_there - len(slot.cached)
@@ -340,22 +376,28 @@ class Scheduler:
     def _write(self, run: _Run, text: str) -> bool:
         """Emit text up to a stop string, holding back what may begin one; True if one was found."""
         run.held += text
+        run.n_held += 1
         found = [at for at in (run.held.find(stop) for stop in run.request.stop) if at >= 0]
         if found:
             run.held = run.held[: min(found)]
             return True
         n_held = max((_overlap(run.held, stop) for stop in run.request.stop), default=0)
         ready = run.held[: len(run.held) - n_held]
-        if ready:
-            self._emit(Piece(run.request.id, ready, run.chances))
-            run.chances = []
+        now = time.monotonic()
+        if ready and now + self._step_s - run.told_at > PIECE_S:  # the next token would come too late
+            self._tell(run, ready)
             run.held = run.held[len(ready) :]
+            run.told_at = now
         return False
+
+    def _tell(self, run: _Run, text: str) -> None:
+        self._emit(Piece(run.request.id, text, run.chances, run.n_held))
+        run.chances, run.n_held = [], 0
 
     def _finish(self, slot: _Slot, run: _Run, reason: Literal["stop", "length"]) -> None:
         rest = run.held + run.decoder.decode(b"", final=True)
         if rest or run.chances:
-            self._emit(Piece(run.request.id, rest, run.chances))
+            self._tell(run, rest)
         self._emit(Done(run.request.id, reason, run.n_completion))
         self._release(slot)
 
@@ -371,14 +413,6 @@ class Scheduler:
 
     def _report(self, run: _Run, n_done: int) -> None:
         self._emit(Progress(run.request.id, len(run.prompt), run.n_cached, n_done))
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    for position, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return position
-    return min(len(left), len(right))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -55,7 +55,7 @@ class Counted:
         self._began = time.monotonic()
         self._first: dict[int, float] = {}
         self._seen: set[int] = set()
-        self._n_pieces: Counter[int] = Counter()
+        self._n_tokens: Counter[int] = Counter()
 
     def progress(self, number: int, event: Progress) -> None:
         if number not in self._seen:
@@ -63,8 +63,8 @@ class Counted:
             self._statistics.n_prompt += event.n_prompt
             self._statistics.n_cached += event.n_cached
 
-    def piece(self, number: int) -> None:
-        self._n_pieces[number] += 1
+    def piece(self, number: int, n_tokens: int) -> None:
+        self._n_tokens[number] += n_tokens
         if number in self._first:
             return
         now = time.monotonic()
@@ -74,9 +74,9 @@ class Counted:
         self._first[number] = now
         self._statistics.first_token_s += now - self._began
 
-    def n_pieces(self, number: int) -> int:
-        """About as many as tokens."""
-        return self._n_pieces[number]
+    def n_tokens(self, number: int) -> int:
+        """Of the answer so far, about."""
+        return self._n_tokens[number]
 
     def done(self, number: int, event: Done) -> None:
         self._statistics.n_completion += event.n_completion

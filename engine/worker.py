@@ -20,6 +20,7 @@ import msgspec
 from engine.errors import BadModelFile, BadRequest, ContextOverflow, EngineError, ModelBusy
 from engine.pipe import (
     Cancel,
+    Count,
     Detokenize,
     Embed,
     Failed,
@@ -78,10 +79,16 @@ def main() -> None:
         emit(LoadFailed(str(exc)))
         flush()
         sys.exit(1)
-    emit(Loaded(worker.description, load.n_ctx, given_up))
+    emit(Loaded(worker.description, load.n_ctx, given_up, worker.has_gpu))
     flush()
     while True:
-        for message in _available(inbox, is_blocking=not worker.has_work):
+        while inbox.empty() and worker.rest():
+            pass
+        is_resting = not worker.has_work
+        for message in _available(inbox, is_blocking=is_resting):
+            if is_resting:
+                worker.wake()
+                is_resting = False
             worker.handle(message)
         worker.step()
         flush()
@@ -144,6 +151,7 @@ class Worker:
         )
         self._vectors = Vectors(self._model.embedder, emit)
         self.description = self._model.description()
+        self.has_gpu = self._model.has_gpu
 
     @property
     def has_work(self) -> bool:
@@ -166,7 +174,7 @@ class Worker:
                 except ModelBusy as exc:
                     self._emit(Failed(message.id, "busy", str(exc)))
 
-    def _begin(self, message: Generate | Embed | Tokenize | Detokenize) -> None:
+    def _begin(self, message: Generate | Embed | Tokenize | Count | Detokenize) -> None:
         match message:
             case Generate():
                 self._scheduler.submit(message, self.tokens(message))
@@ -177,11 +185,22 @@ class Worker:
             case Tokenize():
                 tokens = self._model.tokenize(message.text, has_special=message.has_special)
                 self._emit(Tokenized(message.id, tokens, message.text))
+            case Count():
+                tokens = self.tokens(Generate(message.id, message.messages, message.tools))
+                self._emit(Tokenized(message.id, tokens, ""))
             case Detokenize():
                 if any(not 0 <= token < self._model.n_vocab for token in message.tokens):
                     raise BadRequest(f"a token is a number from 0 to {self._model.n_vocab - 1}")
                 text = b"".join(map(self._model.piece, message.tokens)).decode(errors="replace")
                 self._emit(Tokenized(message.id, message.tokens, text))
+
+    def rest(self) -> bool:
+        """Put one thing in order, if nothing else is to be done; False if all is."""
+        return not self.has_work and self._scheduler.rest()
+
+    def wake(self) -> None:
+        """Work begins after a rest."""
+        self._model.wake()
 
     def step(self) -> None:
         self._scheduler.step()
