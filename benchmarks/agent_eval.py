@@ -22,13 +22,13 @@ from typing import Any, Final
 import jsonschema
 
 from benchmarks.agent_tasks import TASKS, Task, seed
-from engine import ModelStore
 from engine.agent import Budget, GenerateChunks
 from engine.events import Answered, Stopped, ToolCalled, Turned
 from engine.transcript import Header
 from gateway.agentrun import carry_out, function_of, is_small, outcome_of, through_gateway
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import settings
+from gateway.modellist import open_store
 
 BUDGET: Final = Budget(steps=8, tokens=2_048, seconds=900.0, calls=10)
 SERVERS: Final = ("time", "filesystem", "memory", "git", "SQLite", "everything")
@@ -166,7 +166,7 @@ def _is_valid(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
 async def evaluate(model: str, tasks: Sequence[Task], plain: bool, shows: bool) -> list[Outcome]:
     with tempfile.TemporaryDirectory(prefix="lockgate-eval-") as folder:
         wanted = replace(settings(), state_dir=Path(folder) / "state", port=0, profile="starter")
-        store = ModelStore(wanted.cache_dir / "models")
+        store = open_store(wanted)
         store.pull(model, lambda line: print(line, file=sys.stderr))
         async with gateway_client(wanted) as client:
             tools = [tool for tool in await client.list_tools() if tool["name"].partition("__")[0] in SERVERS]

@@ -26,8 +26,9 @@ import msgspec
 from benchmarks.chats import Chat, Load, chat, conversations, together
 from benchmarks.gateways import ROOT
 from benchmarks.model_servers import Server, llama_bench, llama_server, locked, lockgate
-from engine import ModelStore, StoredModel
+from engine import StoredModel
 from engine.threads import default_threads
+from gateway.modellist import open_store
 from gateway.settings import read_settings
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "engine.json"
@@ -61,7 +62,7 @@ class Plan:
 
 
 FULL: Final = {
-    "smollm2:135m": Plan(rounds=5, n_tokens=64, prefix_words=1_450, n_turns=6, talk_words=500, talk_tokens=16),
+    "smollm2:135m": Plan(rounds=5, n_tokens=96, prefix_words=1_450, n_turns=6, talk_words=500, talk_tokens=16),
     "qwen2.5-coder:0.5b": Plan(rounds=3, n_tokens=32, prefix_words=1_450, n_turns=6, talk_words=150, talk_tokens=8),
 }
 QUICK: Final = {
@@ -279,7 +280,7 @@ def main() -> None:
     given = parser.parse_args()
     plans = QUICK if given.quick else FULL
     busy_before = os.getloadavg()[0]
-    store = ModelStore(read_settings(os.environ).cache_dir / "models")
+    store = open_store(read_settings(os.environ))
     is_part = given.part is not None or given.model is not None
     kept = msgspec.json.decode(RESULTS.read_bytes()) if is_part and RESULTS.exists() else {}
     parts = PARTS if given.part is None else (given.part,)

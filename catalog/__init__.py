@@ -1,6 +1,6 @@
 """The catalog: which MCP servers may run, how, and in which named sets.
 
-Does not know the gateway, policies or models, starts nothing, and opens no file but the catalog it is given.
+Does not know the gateway, policies or how models run, starts nothing, and opens no file but the catalog it is given.
 """
 
 from catalog.advice import advice
@@ -11,6 +11,7 @@ from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, Conf
 from catalog.instance import Instance
 from catalog.loader import find_shipped_catalog, load_catalog, load_profiles, parse_catalog, parse_profiles
 from catalog.lock import Lock, Source, read_lock, write_lock
+from catalog.model import Model, WeightPart, WeightSource
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Budget, Callers, Detail, Profile
@@ -36,6 +37,7 @@ __all__ = [
     "Instance",
     "Limits",
     "Lock",
+    "Model",
     "Mount",
     "NotInCatalog",
     "OAuth",
@@ -50,6 +52,8 @@ __all__ = [
     "Source",
     "Tasks",
     "Volume",
+    "WeightPart",
+    "WeightSource",
     "advice",
     "difference",
     "find_shipped_catalog",

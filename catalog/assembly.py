@@ -15,6 +15,7 @@ from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
 from catalog.located import Mapping, Node, Scalar, Unclear, find, plain
+from catalog.model import Model, WeightPart, WeightSource
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume, keys_of
 from catalog.percall import CallTool
 from catalog.profile import Budget, Callers, Detail, Profile
@@ -26,8 +27,8 @@ from catalog.uses import misfits
 FORMAT_VERSION = 1
 _M = TypeVar("_M", bound=BaseModel)
 
-_TOP_KEYS = ("version", "servers", "profiles", "publishers")
-_NAME_FIELDS = {"servers": "id", "profiles": "name", "publishers": "name"}
+_TOP_KEYS = ("version", "servers", "profiles", "publishers", "models")
+_NAME_FIELDS = {"servers": "id", "profiles": "name", "publishers": "name", "models": "name"}
 _PARTS: dict[str, type[BaseModel]] = {
     "package": Package,
     "remote": Remote,
@@ -44,6 +45,8 @@ _PARTS: dict[str, type[BaseModel]] = {
     "details": Detail,
     "budget": Budget,
     "for": Callers,
+    "sources": WeightSource,
+    "packages": WeightPart,
 }
 _KEPT_PRIVATE = frozenset(("env", "headers", "command", "args", "settings", "details"))
 """Fields whose text is never repeated in a message, as somebody may have put a secret there."""
@@ -77,7 +80,7 @@ def assemble_profiles(path: Path, root: Node, problems: list[Problem], base: Cat
     profiles = assembly.profiles(root, base)
     if assembly.problems:
         raise CatalogInvalid(sorted(assembly.problems, key=lambda problem: problem.line or 0))
-    return Catalog(base.path, base.entries, {**base.profiles, **profiles}, base.publishers)
+    return Catalog(base.path, base.entries, {**base.profiles, **profiles}, base.publishers, base.models)
 
 
 class _Assembly:
@@ -107,7 +110,12 @@ class _Assembly:
             for name, line, node in self._named(root, "publishers")
             if (publisher := self._model(Publisher, "publishers", name, line, node)) is not None
         }
-        return Catalog(self._path, self._entries, profiles, publishers)
+        models = {
+            name: model
+            for name, line, node in self._named(root, "models")
+            if (model := self._model(Model, "models", name, line, node)) is not None
+        }
+        return Catalog(self._path, self._entries, profiles, publishers, models)
 
     def profiles(self, root: Node, base: Catalog) -> dict[str, Profile]:
         """The profiles of a document that has no entries of its own."""

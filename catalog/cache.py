@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from catalog.catalog import Catalog
 from catalog.entry import Entry
+from catalog.model import Model
 from catalog.profile import Profile
 from catalog.publisher import Publisher
 
@@ -43,6 +44,7 @@ class CatalogCache:
             entries = [Entry.model_validate(row) for row in kept["entries"]]
             profiles = [Profile.model_validate(row) for row in kept["profiles"]]
             publishers = [Publisher.model_validate(row) for row in kept["publishers"]]
+            models = [Model.model_validate(row) for row in kept["models"]]
         except (OSError, msgspec.DecodeError, ValidationError, KeyError, TypeError):
             return None
         return Catalog(
@@ -50,6 +52,7 @@ class CatalogCache:
             {entry.id: entry for entry in entries},
             {profile.name: profile for profile in profiles},
             {publisher.name: publisher for publisher in publishers},
+            {model.name: model for model in models},
         )
 
     def save(self, text: str, catalog: Catalog) -> None:
@@ -63,6 +66,7 @@ class CatalogCache:
             "publishers": [
                 publisher.model_dump(mode="json", exclude_defaults=True) for publisher in catalog.publishers.values()
             ],
+            "models": [model.model_dump(mode="json", exclude_defaults=True) for model in catalog.models.values()],
         }
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):

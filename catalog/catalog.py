@@ -11,6 +11,7 @@ from types import MappingProxyType
 from catalog.entry import Entry
 from catalog.errors import NotInCatalog, Problem
 from catalog.instance import instance
+from catalog.model import Model
 from catalog.profile import Profile
 from catalog.publisher import Publisher
 from catalog.search import Index
@@ -26,11 +27,13 @@ class Catalog:
         entries: Mapping[str, Entry],
         profiles: Mapping[str, Profile],
         publishers: Mapping[str, Publisher] | None = None,
+        models: Mapping[str, Model] | None = None,
     ) -> None:
         self.path = path
         self.entries: Mapping[str, Entry] = MappingProxyType(dict(entries))
         self.profiles: Mapping[str, Profile] = MappingProxyType(dict(profiles))
         self.publishers: Mapping[str, Publisher] = MappingProxyType(dict(publishers or {}))
+        self.models: Mapping[str, Model] = MappingProxyType(dict(models or {}))
 
     def entry(self, id: str) -> Entry:
         """Return the entry with this id.

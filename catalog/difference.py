@@ -46,6 +46,9 @@ class Difference:
     added_publishers: tuple[str, ...] = ()
     removed_publishers: tuple[str, ...] = ()
     changed_publishers: tuple[Changed, ...] = ()
+    added_models: tuple[str, ...] = ()
+    removed_models: tuple[str, ...] = ()
+    changed_models: tuple[Changed, ...] = ()
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -69,6 +72,9 @@ def difference(before: Catalog, after: Catalog) -> Difference:
         _missing(after.publishers, before.publishers),
         _missing(before.publishers, after.publishers),
         _changed(before.publishers, after.publishers),
+        _missing(after.models, before.models),
+        _missing(before.models, after.models),
+        _changed(before.models, after.models),
     )
 
 

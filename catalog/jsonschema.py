@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from catalog.assembly import FORMAT_VERSION
 from catalog.entry import Entry
+from catalog.model import NAME, Model
 from catalog.profile import Profile
 from catalog.publisher import Publisher
 from catalog.reference import FORMS
@@ -38,6 +39,7 @@ def json_schema() -> dict[str, Any]:
     entry = _model(Entry, "id", parts)
     profile = _model(Profile, "name", parts)
     publisher = _model(Publisher, "name", parts)
+    model = _model(Model, "name", parts)
     named = {"type": "object", "propertyNames": {"pattern": FORMS["id"]}}
     return {
         "$schema": DIALECT,
@@ -61,10 +63,22 @@ def json_schema() -> dict[str, Any]:
                 "description": "Who signs which images, by name.",
                 "additionalProperties": {"$ref": "#/$defs/Publisher"},
             },
+            "models": {
+                "type": "object",
+                "propertyNames": {"pattern": f"^{NAME}$"},
+                "description": "The language models, by name and tag.",
+                "additionalProperties": {"$ref": "#/$defs/Model"},
+            },
         },
         "required": ["version", "servers"],
         "additionalProperties": False,
-        "$defs": {"Entry": entry, "Profile": profile, "Publisher": publisher, **dict(sorted(parts.items()))},
+        "$defs": {
+            "Entry": entry,
+            "Profile": profile,
+            "Publisher": publisher,
+            "Model": model,
+            **dict(sorted(parts.items())),
+        },
     }
 
 
@@ -113,7 +127,7 @@ def _without_nulls(value: Any) -> Any:
 def _docstrings() -> dict[str, dict[str, str]]:
     """What the sources say below each field of each model; "" is the model's own sentence."""
     found: dict[str, dict[str, str]] = {}
-    for module in ("parts", "setting", "percall", "entry", "profile"):
+    for module in ("parts", "setting", "percall", "entry", "profile", "model"):
         tree = ast.parse(inspect.getsource(sys.modules[f"catalog.{module}"]))
         for node in tree.body:
             if isinstance(node, ast.ClassDef):

@@ -36,7 +36,7 @@ MAX_ANCHORED_NODES = 200
 N_OUTER_LEVELS = 2
 """The document and its sections: these may have as many members as a file has room for."""
 
-SECTIONS = ("servers", "profiles", "publishers")
+SECTIONS = ("servers", "profiles", "publishers", "models")
 
 SHIPPED_NAME = "catalog.yaml"
 

@@ -1,4 +1,4 @@
-"""Writing a catalog file: entries, profiles and publishers as YAML that the loader reads back to equal ones.
+"""Writing a catalog file: entries, profiles, publishers and models as YAML that the loader reads back to equal ones.
 
 Does not know where the text goes.
 """
@@ -11,13 +11,17 @@ from pydantic import BaseModel
 
 from catalog.assembly import FORMAT_VERSION
 from catalog.entry import Entry
+from catalog.model import Model
 from catalog.profile import Profile
 from catalog.publisher import Publisher
 from catalog.yamltext import dump
 
 
 def write_catalog(
-    entries: Iterable[Entry], profiles: Iterable[Profile] = (), publishers: Iterable[Publisher] = ()
+    entries: Iterable[Entry],
+    profiles: Iterable[Profile] = (),
+    publishers: Iterable[Publisher] = (),
+    models: Iterable[Model] = (),
 ) -> str:
     """Return the text of a catalog file; what has its default is left out."""
     document: dict[str, Any] = {
@@ -28,6 +32,8 @@ def write_catalog(
         document["profiles"] = found
     if signers := {publisher.name: _members(publisher, "name") for publisher in publishers}:
         document["publishers"] = signers
+    if listed := {model.name: _members(model, "name") for model in models}:
+        document["models"] = listed
     return dump(document)
 
 

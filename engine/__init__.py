@@ -15,8 +15,8 @@ from engine.errors import (
     WorkerDied,
     WorkerFailed,
 )
-from engine.pool import LoadedModel, ModelPool
-from engine.sources import KnownModel, known_models
+from engine.pool import LoadedModel, ModelOptions, ModelPool
+from engine.sources import KnownModel
 from engine.store import ModelStore, StoredModel
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "LoadedModel",
     "ModelBusy",
     "ModelNotFound",
+    "ModelOptions",
     "ModelPool",
     "ModelStore",
     "ModelUnavailable",
@@ -36,5 +37,4 @@ __all__ = [
     "StoredModel",
     "WorkerDied",
     "WorkerFailed",
-    "known_models",
 ]

@@ -4,7 +4,7 @@ Knows no HTTP and reads no environment; how much memory there is, it is told. On
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Self
@@ -19,6 +19,17 @@ from engine.store import ModelStore, full_ref
 
 KEPT_S: Final = 300.0  # a model stays loaded after its last request
 LOOK_S: Final = 5.0  # between looks for models that nobody has used for long
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How one model is run, where that is another way than all the others."""
+
+    n_ctx: int | None = None
+    n_gpu_layers: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    """These two are for requests that name none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,7 @@ class ModelPool:
         budget_bytes: int,
         n_ctx: int = DEFAULT_N_CTX,
         n_gpu_layers: int = -1,
+        options: Mapping[str, ModelOptions] | None = None,
         kept_s: float = KEPT_S,
         look_s: float = LOOK_S,
     ) -> None:
@@ -89,6 +101,7 @@ class ModelPool:
         self.budget_bytes = budget_bytes
         self._n_ctx = n_ctx
         self._n_gpu_layers = n_gpu_layers
+        self._options = options or {}
         self._kept_s = kept_s
         self._look_s = look_s
         self._changing = anyio.Lock()
@@ -148,7 +161,13 @@ class ModelPool:
             loaded = self._loaded.get(ref)
             if loaded is None:
                 stored = await to_thread.run_sync(self.store.get, ref)
-                model = ChatModel(stored, n_ctx=self._n_ctx, n_gpu_layers=self._n_gpu_layers)
+                own = self._options.get(ref, ModelOptions())
+                model = ChatModel(
+                    stored,
+                    n_ctx=own.n_ctx or self._n_ctx,
+                    n_gpu_layers=self._n_gpu_layers if own.n_gpu_layers is None else own.n_gpu_layers,
+                    defaults={"temperature": own.temperature, "top_p": own.top_p},
+                )
                 loaded = _Loaded(ref, model, self._kept_s)
                 await self._make_room(loaded)
                 self._tasks.start_soon(loaded.own, name=f"model {ref}")

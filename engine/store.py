@@ -20,7 +20,7 @@ import msgspec
 
 from engine.errors import BadModelFile, EngineError, ModelNotFound
 from engine.gguf import GGUFHeader, Scalar, read_header
-from engine.sources import KnownModel, fetch, known_models
+from engine.sources import KnownModel, fetch
 
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -142,8 +142,10 @@ def full_ref(ref: str) -> str:
 class ModelStore:
     """Models under one folder, shared by processes: the index changes under a file lock, blobs appear whole."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, known: Mapping[str, KnownModel] | None = None) -> None:
+        """`known` are the models that `pull` brings, by name."""
         self.root = root
+        self.known: Mapping[str, KnownModel] = known or {}
         self._blobs = root / "blobs" / "sha256"
 
     def list(self) -> Sequence[StoredModel]:
@@ -161,9 +163,9 @@ class ModelStore:
                 return self._stored(entry)
             if name:
                 names.append(name)
-        close = difflib.get_close_matches(wanted, sorted({*names, *known_models()}), n=3)
+        close = difflib.get_close_matches(wanted, sorted({*names, *self.known}), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        pullable = " (pull it first)" if wanted in known_models() else ""
+        pullable = " (pull it first)" if wanted in self.known else ""
         raise ModelNotFound(f"the model {wanted} is not in the store{pullable}{hint}")
 
     def import_file(
@@ -186,15 +188,15 @@ class ModelStore:
         return self._import([path], ref, sha256, size_bytes, license, parameters, disposable, chat_template)
 
     def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
-        """Bring a model of the shipped list into the store; one already there is returned as it is.
+        """Bring a known model into the store; one already there is returned as it is.
 
         Blocking: run it in a thread. Raises: ModelNotFound for an unknown name, ModelUnavailable if no source delivers.
         """
         say = progress or (lambda _: None)
         wanted = full_ref(ref)
-        known = known_models().get(wanted)
+        known = self.known.get(wanted)
         if known is None:
-            raise ModelNotFound(f"{wanted} is not in the list of known models: {', '.join(known_models())}")
+            raise ModelNotFound(f"{wanted} is not in the list of known models: {', '.join(self.known)}")
         self._prepare()
         downloads = self.root / "downloads" / known.sha256
         downloads.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,17 @@ Knows no HTTP and nothing of how a model runs (engine does)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from engine import ChatModel, ModelPool, ModelStore, StoredModel
+from engine import ChatModel, EngineError, ModelOptions, ModelPool, StoredModel
 from engine.memory import available_bytes
+from gateway.modellist import listed_models, open_store
 from gateway.settings import Settings
+
+_log: Final = logging.getLogger(__name__)
 
 
 class Models:
@@ -18,13 +22,18 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         self.default = settings.model
-        self.store = ModelStore(settings.models_dir)
+        self._listed = listed_models(settings)
+        self.store = open_store(settings)
         budget_bytes = settings.model_memory_mb << 20 if settings.model_memory_mb else available_bytes()
         self.pool = ModelPool(
             self.store,
             budget_bytes=budget_bytes,
             n_ctx=settings.context_tokens,
             n_gpu_layers=settings.gpu_layers,
+            options={
+                name: ModelOptions(one.context_tokens, one.gpu_layers, one.temperature, one.top_p)
+                for name, one in self._listed.items()
+            },
             kept_s=settings.model_idle_s,
         )
 
@@ -34,6 +43,14 @@ class Models:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.pool.__aexit__(*exc)
+
+    async def preload(self) -> None:
+        """Load the models that the catalogue names for it, and keep them; what fails costs that one."""
+        for name in (name for name, one in self._listed.items() if one.preload):
+            try:
+                await self.pool.load(name, kept_s=-1)
+            except EngineError as exc:
+                _log.warning("the model %s is not loaded at the start: %s", name, exc)
 
     def stored(self) -> list[StoredModel]:
         return list(self.store.list())

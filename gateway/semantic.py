@@ -14,8 +14,9 @@ import numpy as np
 
 from catalog import Catalog, Entry
 from catalog.fusion import fuse
-from engine import EngineError, ModelNotFound, ModelStore, StoredModel, known_models
+from engine import EngineError, ModelNotFound, StoredModel
 from gateway.client import gateway_client
+from gateway.modellist import open_store
 from gateway.models import Models
 from gateway.serving import find_running
 from gateway.settings import MIN_CONTEXT_TOKENS, Settings
@@ -100,13 +101,12 @@ async def search_by_meaning(settings: Settings, catalog: Catalog, asked: str, re
 
 def stored_model(settings: Settings, ref: str) -> StoredModel:
     """Raises: ModelNotFound, which says how to come by a model, or BadModelFile."""
-    store = ModelStore(settings.models_dir)
+    store = open_store(settings)
     try:
         return store.get(ref)
     except ModelNotFound as exc:
         here = ", ".join(model.ref for model in store.list())
-        known = known_models()
-        wanted = ref if ref in known else next(iter(known))
+        wanted = ref if ref in store.known else next(iter(store.known))
         other = f", or name one that is here with --model: {here}" if here else ""
         raise ModelNotFound(f"{exc}; fetch one with: lockgate model pull {wanted}{other}") from exc
 

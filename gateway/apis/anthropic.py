@@ -91,7 +91,10 @@ class MessagesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
     api = AnthropicApi(models, principal_of)
-    return [Route("/v1/messages", guarded(api.messages, error), methods=["POST"])]
+    return [
+        Route("/v1/messages", guarded(api.messages, error), methods=["POST"]),
+        Route("/v1/messages/count_tokens", guarded(api.count_tokens, error), methods=["POST"]),
+    ]
 
 
 def error(status: int, message: str, kind: str) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def error(status: int, message: str, kind: str) -> dict[str, Any]:
 
 
 class AnthropicApi:
-    """The handler, over the gateway's models."""
+    """The handlers, over the gateway's models."""
 
     def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
         self._models = models
@@ -114,6 +117,12 @@ class AnthropicApi:
             chunks = self._models.chat(chat, owner=owner)
             return await streamed(told(made, chunks), "text/event-stream", _failed)
         return JSONResponse(made.whole(await self._models.complete(chat, owner=owner)))
+
+    async def count_tokens(self, request: Request) -> Response:
+        body = await read_object(request)
+        chat = chat_request(convert({**body, "max_tokens": 1}, MessagesRequest))
+        async with self._models.use(chat["model"]) as model:
+            return JSONResponse({"input_tokens": await model.count_tokens(chat)})
 
 
 def chat_request(asked: MessagesRequest) -> dict[str, Any]:

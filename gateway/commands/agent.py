@@ -41,6 +41,7 @@ from gateway.agentrun import Approve, Recorded, carry_out, function_of, is_small
 from gateway.chatstream import RemoteModel, is_elsewhere
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, run, settings, shown
+from gateway.modellist import open_store
 from gateway.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -271,7 +272,7 @@ async def _generator(
         async with RemoteModel(model, _key(key_env)) as remote, gateway_client(wanted, profile) as client:
             yield client, remote.chat
         return
-    await _ensure_model(ModelStore(wanted.models_dir), model)
+    await _ensure_model(open_store(wanted), model)
     async with gateway_client(wanted, profile) as client:
 
         def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:

@@ -265,10 +265,12 @@ def print_difference(found: Difference) -> None:
         ("- profile", "red", found.removed_profiles),
         ("+ publisher", "green", found.added_publishers),
         ("- publisher", "red", found.removed_publishers),
+        ("+ model", "green", found.added_models),
+        ("- model", "red", found.removed_models),
     ):
         for name in names:
             out.print(Text(f"{mark} {name}", style=style))
-    for changed in (*found.changed, *found.changed_profiles, *found.changed_publishers):
+    for changed in (*found.changed, *found.changed_profiles, *found.changed_publishers, *found.changed_models):
         _print_changed(changed)
 
 

@@ -13,10 +13,11 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from engine import ModelNotFound, ModelStore, StoredModel, known_models
+from engine import ModelNotFound, ModelStore, StoredModel
 from engine.neighbours import neighbours
 from engine.store import full_ref
 from gateway.commands.running import AsJson, err, out, print_json, settings
+from gateway.modellist import listed_models, open_store
 from gateway.modeltrip import Progress as Tell
 from gateway.modeltrip import pull_model, push_model
 
@@ -24,7 +25,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 def store() -> ModelStore:
-    return ModelStore(settings().models_dir)
+    return open_store(settings())
 
 
 def _mb(size_bytes: int) -> str:
@@ -46,8 +47,9 @@ def search(
 
 
 def _print_models(words: str, as_json: bool) -> None:
-    stored = {model.ref: model for model in store().list()}
-    known = known_models()
+    models = store()
+    stored, known = {model.ref: model for model in models.list()}, models.known
+    listed_by_name = listed_models(settings())
     rows: list[dict[str, object]] = []
     for ref in [*stored, *(ref for ref in known if ref not in stored)]:
         here, listed = stored.get(ref), known.get(ref)
@@ -64,6 +66,7 @@ def _print_models(words: str, as_json: bool) -> None:
                 "context_length": described.context_length,
                 "tools": _has_tools(here) if here else listed is not None and listed.has_tools,
                 "title": listed.title if listed else "",
+                "memory_mb": listed_by_name[ref].memory_mb if ref in listed_by_name else None,
             }
         )
     wanted = words.lower().split()
@@ -71,11 +74,12 @@ def _print_models(words: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("model", "stored", "size", "context", "tools", "licence", box=None, pad_edge=False)
+    table = Table("model", "stored", "size", "memory", "context", "tools", "licence", box=None, pad_edge=False)
     for row in rows:
         marks = ["yes" if row[name] else "no" for name in ("stored", "tools")]
         size, context = _mb(int(str(row["size_bytes"]))), str(row["context_length"])
-        table.add_row(str(row["ref"]), marks[0], size, context, marks[1], str(row["license"] or ""))
+        memory = f"{row['memory_mb']} MB" if row["memory_mb"] else ""
+        table.add_row(str(row["ref"]), marks[0], size, memory, context, marks[1], str(row["license"] or ""))
     out.print(table)
 
 
@@ -106,13 +110,13 @@ def pull(
 ) -> None:
     """Fetch a known model from the first of its sources that answers, or any model from its registry."""
     name = ref or settings().model
-    if full_ref(name.partition("@")[0]) in known_models():
-        model = store().pull(name, lambda line: err.print(f"{name}: {line}"))
+    if full_ref(name.partition("@")[0]) in (models := store()).known:
+        model = models.pull(name, lambda line: err.print(f"{name}: {line}"))
     elif "/" in name:
         with _bars() as tell:
-            model = pull_model(store(), name, tell)
+            model = pull_model(models, name, tell)
     else:
-        known = ", ".join(known_models())
+        known = ", ".join(models.known)
         raise ModelNotFound(
             f"{name} is not in the list of known models ({known}), and names no registry like ai/{name}"
         )

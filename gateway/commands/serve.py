@@ -68,6 +68,7 @@ async def _prepare(gateway: Gateway, running: Running, with_model: bool) -> None
     model_line = "off"
     if with_model:
         model_line = await _fetch_model(gateway)
+        await gateway.models.preload()
     unknown = [id for id in gateway.profile.names if gateway.pool.listing(id) is None]
     if unknown:
         err.print(f"Asking {', '.join(unknown)} for their tools; images or packages are made the first time …")

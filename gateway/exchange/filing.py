@@ -80,9 +80,9 @@ def file_profile(file: Path, reference: str, pulled: Pulled, wish: Wish) -> File
         entries = {**old.entries, **pulled.catalog.entries}
         profiles = {**old.profiles, profile.name: profile}
         publishers = {**pulled.catalog.publishers, **old.publishers}
-        if text is not None and not difference(old, Catalog(file, entries, profiles, publishers)):
+        if text is not None and not difference(old, Catalog(file, entries, profiles, publishers, old.models)):
             return text, False
-        written = write_catalog(entries.values(), profiles.values(), publishers.values())
+        written = write_catalog(entries.values(), profiles.values(), publishers.values(), old.models.values())
         others = [id for id, entry in pulled.catalog.entries.items() if old.entries.get(id, entry) != entry]
         is_other = bool(others) or old.profiles.get(profile.name, profile) != profile
         here = old.profiles.get(profile.name)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from catalog import find_shipped_catalog, load_catalog
 from engine import ChatModel, ModelStore, StoredModel
+from gateway.modellist import known_model
 
 
 def cache_folder() -> Path:
@@ -20,7 +22,8 @@ def cache_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def model_store() -> ModelStore:
-    return ModelStore(cache_folder() / "models")
+    models = load_catalog(find_shipped_catalog()).models
+    return ModelStore(cache_folder() / "models", {name: known_model(model) for name, model in models.items()})
 
 
 @pytest.fixture(scope="session")

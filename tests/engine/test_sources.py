@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import ModelStore, ModelUnavailable, known_models
+from engine import ModelStore, ModelUnavailable
 from engine.sources import KnownModel, PackageSource, Part, RegistrySource, fetch
 from tests.engine import tiny_gguf as tiny
 
@@ -64,7 +64,7 @@ def registry() -> Iterator[Registry]:
 
 
 def known(*sources: RegistrySource | PackageSource) -> KnownModel:
-    return KnownModel("Tiny", DIGEST, len(WEIGHTS), "MIT", "8", 2048, False, sources, "tiny:1")
+    return KnownModel("tiny:1", "Tiny", DIGEST, len(WEIGHTS), "MIT", "8", 2048, False, sources)
 
 
 def test_registry_delivers_the_pinned_blob(registry: Registry, tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_archive_that_unpacks_to_more_than_it_may_is_refused(packages: Path, tmp
         fetch(known(PackageSource((Part("bomb", "1.0"),))), folder, print)
 
 
-def test_shipped_list_is_complete() -> None:
-    models = known_models()
+def test_shipped_list_is_complete(model_store: ModelStore) -> None:
+    models = model_store.known
     assert list(models) == ["qwen2.5-coder:0.5b", "smollm2:135m", "qwen2.5-coder:1.5b"]
     for model in models.values():
         assert re.fullmatch(r"[0-9a-f]{64}", model.sha256)
@@ -201,7 +201,7 @@ def test_shipped_list_is_complete() -> None:
 @pytest.mark.model
 def test_pulled_model_is_in_the_store(model_store: ModelStore) -> None:
     model = model_store.pull("smollm2:135m", print)
-    assert model.digest == f"sha256:{known_models()['smollm2:135m'].sha256}"
+    assert model.digest == f"sha256:{model_store.known['smollm2:135m'].sha256}"
     said: list[str] = []
     assert model_store.pull("smollm2:135m", said.append) == model
     assert said == ["smollm2:135m is already in the store"]

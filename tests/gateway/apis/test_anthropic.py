@@ -85,3 +85,12 @@ async def test_errors_have_the_shape_clients_know(claude: anthropic.AsyncAnthrop
         await claude.messages.create(**ASK | {"messages": [{"role": "user", "content": [image]}]})
     with pytest.raises(anthropic.BadRequestError, match="the prompt has"):
         await claude.messages.create(**ASK | {"messages": [{"role": "user", "content": "word " * 2_000}]})
+
+
+async def test_tokens_are_counted_as_the_message_will_use_them(claude: anthropic.AsyncAnthropic) -> None:
+    counted = {name: ASK[name] for name in ("model", "system", "messages")}
+    usage = (await claude.messages.create(**ASK)).usage
+    found = await claude.messages.count_tokens(**counted)
+    assert found.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+    with_tools = await claude.messages.count_tokens(**counted, tools=TOOLS)
+    assert with_tools.input_tokens > found.input_tokens + 40
