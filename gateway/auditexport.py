@@ -17,9 +17,9 @@ _BAD: Final = {"denied": 7, "unknown": 5, "kept_back": 5, "upstream": 5, "error"
 _CEF: Final[Mapping[str, str]] = {
     "call": "externalId", "principal": "suser", "client": "sourceServiceName", "server": "dhost", "method": "act",
     "outcome": "outcome", "detail": "msg", "bytes": "out", "arguments": "fileHash", "profile": "cs1", "item": "cs2",
-    "policies": "cs3", "tool_digest": "cs4",
+    "policies": "cs3", "tool_digest": "cs4", "approval": "cs5", "by": "duser",
 }  # fmt: skip
-_LABELS: Final = {"cs1": "profile", "cs2": "item", "cs3": "policies", "cs4": "toolDigest"}
+_LABELS: Final = {"cs1": "profile", "cs2": "item", "cs3": "policies", "cs4": "toolDigest", "cs5": "approval"}
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -65,11 +65,12 @@ FORMATS: Final[Mapping[str, Callable[[Iterable[Mapping[str, Any]]], Iterator[str
 
 def _log_record(record: Mapping[str, Any]) -> dict[str, Any]:
     bad = _BAD.get(str(record.get("outcome")), 2) >= 5
+    what = record.get("outcome") or record.get("step") or record.get("event", "")
     return {
         "timeUnixNano": str(int(record["at"] * 1000) * 1_000_000),
         "severityNumber": 13 if bad else 9,
         "severityText": "WARN" if bad else "INFO",
-        "body": {"stringValue": f"{record['method']} {record.get('outcome', record.get('event', ''))}"},
+        "body": {"stringValue": f"{record['method']} {what}"},
         "attributes": [
             {"key": f"lockgate.{name}", "value": _value(value)}
             for name, value in record.items()

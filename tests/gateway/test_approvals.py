@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from gateway import approvals, auditlog, holding
+from gateway import approvals, auditexport, auditlog, holding
 from gateway.approvals import Approval, Approver
 from gateway.errors import AlreadyDecided, UnknownName
 from tests.gateway.callers import Response, Session, Stream, message
@@ -102,6 +102,10 @@ async def test_a_held_call_is_made_when_somebody_approves_it_and_each_step_is_re
         end = place.audit()[-1]
         assert (end["outcome"], end["policies"]) == ("ok", ["profile:all:a", "mine:everything", "mine:writes"])
         found = auditlog.find(place.gateway.settings.state_dir, end["call"])
+        said = [line for line in auditexport.cef(found) if "|approval|" in line]
+        assert [line.split("|")[5] for line in said] == ["held", "approved", "used"]
+        assert "duser=local administrator (command line)" in said[1]
+        assert '"approval approved"' in "".join(auditexport.otlp(found))
         assert [one.get("event", "end") for one in found] == ["approval", "approval", "approval", "start", "end"]
 
 
@@ -185,6 +189,15 @@ async def test_a_caller_that_gives_up_withdraws_its_request(tmp_path: Path) -> N
         assert approval.state == "withdrawn"
         with pytest.raises(AlreadyDecided):
             place.gateway.door.approvals.decide(approval.id, True, ADMIN)
+        assert [step for step, _ in steps(place)] == ["held", "withdrawn"]
+
+
+async def test_a_client_that_goes_away_withdraws_its_request(tmp_path: Path) -> None:
+    async with asking(tmp_path) as place:
+        async with streaming(place, "tools/call", WRITE, token="t") as stream:
+            await stream.until("notifications/progress")
+            (approval,) = await pending(place)
+        await until(lambda: approval.state == "withdrawn", "it is withdrawn")
         assert [step for step, _ in steps(place)] == ["held", "withdrawn"]
 
 
