@@ -34,7 +34,17 @@ ID_BYTES: Final = 8
 IDS_AT_ONCE: Final = 512
 
 Outcome = Literal[
-    "ok", "tool_error", "error", "denied", "unknown", "upstream", "cancelled", "input_required", "task", "kept_back"
+    "ok",
+    "tool_error",
+    "error",
+    "denied",
+    "limited",
+    "unknown",
+    "upstream",
+    "cancelled",
+    "input_required",
+    "task",
+    "kept_back",
 ]
 
 

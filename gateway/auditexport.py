@@ -12,7 +12,16 @@ import msgspec
 
 from gateway import __version__
 
-_BAD: Final = {"denied": 7, "unknown": 5, "kept_back": 5, "upstream": 5, "error": 4, "tool_error": 3, "cancelled": 3}
+_BAD: Final = {
+    "denied": 7,
+    "limited": 5,
+    "unknown": 5,
+    "kept_back": 5,
+    "upstream": 5,
+    "error": 4,
+    "tool_error": 3,
+    "cancelled": 3,
+}
 """How severe an outcome is, from 0 to 10, as CEF counts; 2 for the others."""
 _CEF: Final[Mapping[str, str]] = {
     "call": "externalId", "principal": "suser", "client": "sourceServiceName", "server": "dhost", "method": "act",

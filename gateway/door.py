@@ -214,7 +214,7 @@ class Door:
             if self.limits is not None and not followed:
                 reached = await self.limits.take(caller.principal, record.server, target.item)
                 if reached is not None:
-                    record.outcome, record.detail = "denied", reached.detail
+                    record.outcome, record.detail = "limited", reached.detail
                     return reached.reply()
             upstream = await self.connect(caller, target.server)
             if resume is not None and isinstance(resume.continuation, Followed):

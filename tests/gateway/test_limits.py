@@ -287,7 +287,7 @@ async def test_a_caller_is_told_how_long_to_wait_and_the_server_hears_nothing(tm
         assert error["code"] == -32050
         assert error["data"]["limit"] == "slow"
         assert 3500 < error["data"]["retryAfterS"] <= 3600
-        assert (place.audit()[-1]["outcome"], place.audit()[-1]["detail"]) == ("denied", "limit slow")
+        assert (place.audit()[-1]["outcome"], place.audit()[-1]["detail"]) == ("limited", "limit slow")
         await ann.call("a__read", {"path": "/x"})
         await bob.call("a__write", {"path": "/x"})
         modern = await post(place, "tools/call", {"name": "a__write", "arguments": {}})

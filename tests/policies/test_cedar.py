@@ -414,6 +414,15 @@ def test_shipped_sets_do_what_their_names_say(name: str, reading: bool, writing:
     assert not any(one.reads_context(asked("read", action)) for action in ("call", "read", "prompt"))
 
 
+def test_the_shipped_set_approve_writes_asks_about_what_does_not_say_that_it_reads() -> None:
+    one = with_shipped("approve-writes")
+    reader, writer = replace(asked("read"), facts=Facts(read_only=True)), asked("fetch")
+    assert [one.decide(each).word for each in (reader, writer)] == ["allow", "ask"]
+    assert one.visible([replace(reader, action="list"), replace(writer, action="list")]) == [True, True]
+    assert [one.decide(asked("memo://x", action)).word for action in ("read", "prompt", "complete")] == ["allow"] * 3
+    assert one.decide(asked("a/b", "extension")).word == "deny"
+
+
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
