@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway import leaks
+from tests.gateway import leaks, postgres
 from tests.gateway.engines import engine_if_any
 
 
@@ -26,6 +26,13 @@ def cache_dir() -> Path:
     named = os.environ.get("LOCKGATE_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME")
     return Path(named) if named else (Path(base) if base else Path.home() / ".cache") / "lockgate"
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL for the tests of one file."""
+    with postgres.running() as url:
+        yield url
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,9 +79,17 @@ def test_other_urls_are_refused(bad: str) -> None:
         Database(bad)
 
 
-async def test_migrations_make_the_tables_that_modules_declare(tmp_path: Path) -> None:
-    def differences(connection: Connection) -> list[object]:
-        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+def differences(connection: Connection) -> list[object]:
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
+
+async def test_migrations_make_the_tables_that_modules_declare(tmp_path: Path) -> None:
     async with Database(url(tmp_path)) as database, database.engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_migrations_make_the_same_tables_in_postgresql(postgres_url: str) -> None:
+    async with Database(postgres_url) as database, database.engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    async with Database(postgres_url) as again, again.engine.connect() as connection:
+        assert await connection.run_sync(differences) == [], "opening it a second time changes nothing"

@@ -2,14 +2,7 @@
 
 import asyncio
 import json
-import os
-import pwd
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -167,43 +160,9 @@ async def test_sixty_four_at_once_on_two_gateways_never_exceed(tmp_path: Path) -
         assert {answer.limit for answer in more if answer} == {"one", "fast"}
 
 
-@pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL of this test's own, on a socket in its folder."""
-    programs = [shutil.which(name) for name in ("initdb", "postgres")]
-    if None in programs:
-        pytest.skip("there is no PostgreSQL here")
-    # It does not run as root, and others must reach its folder.
-    with tempfile.TemporaryDirectory(prefix="lockgate-pg-") as name:
-        folder, as_other = Path(name), os.geteuid() == 0
-        who = pwd.getpwnam("nobody") if as_other else pwd.getpwuid(os.geteuid())
-        os.chown(folder, who.pw_uid, who.pw_gid)
-        more: dict[str, Any] = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []} if as_other else {}
-        more |= {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        data = str(folder / "data")
-        subprocess.run(
-            [programs[0], "-D", data, "-U", "lockgate", "-A", "trust", "-N"], check=True, timeout=180, **more
-        )
-        argv = [programs[1], "-D", data, "-k", name, "-c", "listen_addresses=", "-F"]
-        with subprocess.Popen([str(word) for word in argv], **more) as server:
-            try:
-                deadline = time.monotonic() + 60.0
-                while (
-                    not (folder / "data" / "postmaster.pid").exists()
-                    or "ready" not in (folder / "data" / "postmaster.pid").read_text()
-                ):
-                    assert server.poll() is None, "it ended"
-                    assert time.monotonic() < deadline, "it did not begin"
-                    time.sleep(0.02)
-                yield f"postgresql://lockgate@/postgres?host={name}"
-            finally:
-                server.send_signal(signal.SIGINT)
-                server.wait(60)
-
-
-async def test_two_gateways_on_one_postgresql_share_a_quota(postgres: str) -> None:
+async def test_two_gateways_on_one_postgresql_share_a_quota(postgres_url: str) -> None:
     found = (one(calls="50 per day"), Limit("month", 45, window="month"))
-    async with Database(postgres) as first, Database(postgres) as second:
+    async with Database(postgres_url) as first, Database(postgres_url) as second:
         gateways = [Limits(database, Clock(), lambda: NOON) for database in (first, second)]
         for gateway in gateways:
             await gateway.open()
