@@ -1,4 +1,4 @@
-"""A second container made exactly as the gateway made its own, to measure the attach stream without a gateway.
+"""A second container made as the gateway made its own, to measure the attach stream without a gateway.
 
 Knows five requests of the Docker Engine API over its socket file."""
 
@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 TIMEOUT_S: Final = 30.0
+LAUNCHER: Final = "/run/lockgate/"
+"""Programs below it start the gateway's containers, and connect them with pipes of the gateway's."""
 
 
 class EngineRefused(Exception):
@@ -69,7 +71,8 @@ class Engine:
 
 
 class Twin:
-    """A container with the image, command, limits and isolation of another. Enter to start, leave to remove."""
+    """A container with the image, command, limits and isolation of another, and neither launcher nor pipes. Enter to
+    start, leave to remove."""
 
     def __init__(self, engine: Engine, original: dict[str, Any]) -> None:
         self._engine = engine
@@ -81,7 +84,10 @@ class Twin:
         config = dict(self._original["Config"])
         config.pop("Hostname", None)
         config["Image"] = self._original["Image"]
-        config["HostConfig"] = self._original["HostConfig"]
+        config["HostConfig"] = {**self._original["HostConfig"], "Mounts": []}
+        if (config["Entrypoint"] or [""])[0].startswith(LAUNCHER):
+            # Its own program: the launcher would wait for the gateway.
+            config["Entrypoint"], config["Cmd"] = config["Cmd"][:1], config["Cmd"][1:]
         # Without the gateway's label no gateway removes it.
         config["Labels"] = {"lockgate.benchmark": "1"}
         self.id = self._engine.ask("POST", "/containers/create", config)["Id"]

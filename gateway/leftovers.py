@@ -19,7 +19,7 @@ from anyio import to_thread
 from gateway import durable, packages
 from gateway.images import rootfs
 from gateway.images.builder import BUILDS
-from gateway.runs import MARK, RUN_FILE, SOCKET, Run
+from gateway.runs import MARK, PIPES, RUN_FILE, SOCKET, Run
 from gateway.ssh_bridge import remove_dead_bridges
 
 PROC: Final = Path("/proc")
@@ -47,8 +47,9 @@ async def watch(run: Run, state_dir: Path, cache_dir: Path) -> None:
 
 
 def remove_unfinished(run: Run, state_dir: Path, cache_dir: Path) -> None:
-    """Remove the work that a dead process did not finish: builds, installations, file systems, files half written."""
-    for folder in _entries(cache_dir / BUILDS):
+    """Remove the work that a dead process did not finish: builds, pipes, installations, file systems, files
+    half written."""
+    for folder in (*_entries(cache_dir / BUILDS), *_entries(state_dir / PIPES)):
         mark = ".".join(folder.name.split(".")[:2])
         if run.is_dead(mark):
             shutil.rmtree(folder, ignore_errors=True)

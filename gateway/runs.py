@@ -22,6 +22,8 @@ MARK: Final = "OF_LOCKGATE_RUN"
 """The variable by which a server's processes are found again. Named LOCKGATE_* it would be a setting."""
 RUN_FILE: Final = "gateway.json"
 """How to reach the gateway that runs on the state folder."""
+PIPES: Final = "pipes"
+"""The folder with a folder for each container that is about to start; they bear the marks of runs."""
 SOCKET: Final = "stdio.sock"
 """Where it listens for `lockgate stdio`."""
 
@@ -77,6 +79,10 @@ class Run:
     def mark(self) -> str:
         """Names this run in variables of processes and in names of temporary folders."""
         return f"{self.gateway}.{self.id}"
+
+    def pipes_folder(self) -> Path:
+        """A new name for a folder of pipes, swept once this run has ended."""
+        return self._state / PIPES / f"{self.mark}.{secrets.token_hex(4)}"
 
     def hold(self, of: str) -> str:
         """A new name for a container, network or volume, kept from being swept until it is released."""

@@ -160,6 +160,8 @@ LAUNCHER_SCRIPT: Final = """\
 set -f
 umask 077
 _lg_tools=/run/lockgate/busybox
+_lg_folder=/run/lockgate-pipes
+_lg_pipes=
 decoded() { printf %s "$1" | "$_lg_tools" base64 -d && printf .; }
 while read -r _lg_kind _lg_name _lg_value; do
     case $_lg_kind in
@@ -170,6 +172,10 @@ while read -r _lg_kind _lg_name _lg_value; do
             exit 121
         fi ;;
     env) _lg_value=$(decoded "$_lg_value") && export "$_lg_name=${_lg_value%.}" || exit 120 ;;
+    pipes)
+        _lg_pipes=no
+        if [ "$("$_lg_tools" stat -c %d:%i $_lg_folder 2>/dev/null)" = "$_lg_name" ] &&
+            [ -r $_lg_folder/in ] && [ -w $_lg_folder/out ]; then _lg_pipes=yes; fi ;;
     file) _lg_value=$(decoded "$_lg_value") && printf %s "${_lg_value%.}" >"/run/secrets/$_lg_name" || exit 120 ;;
     go) break ;;
     *) exit 120 ;;
@@ -178,7 +184,9 @@ while read -r _lg_kind _lg_name _lg_value; do
 done
 [ "$_lg_kind" = go ] && [ $# -gt 0 ] || exit 120
 umask 022
-unset _lg_kind _lg_name _lg_value _lg_tools
+if [ "$_lg_pipes" = yes ]; then exec <$_lg_folder/in >$_lg_folder/out; fi
+if [ -n "$_lg_pipes" ]; then echo "launched $_lg_pipes"; fi
+unset _lg_kind _lg_name _lg_value _lg_tools _lg_folder _lg_pipes
 case $1 in
 */*) ;;
 *)

@@ -190,6 +190,10 @@ class ImageStore:
             progress(f"making {recipe.tag}")
             return await self._builder.make(recipe, base, progress)
 
+    async def holds(self, recipe: Recipe) -> bool:
+        """Whether the engine has what the recipe makes."""
+        return await self._builder.find(recipe.tag) is not None
+
     async def base(self, language: Language, progress: Progress) -> str:
         """The name of the base image for the language, made if it is not there.
 

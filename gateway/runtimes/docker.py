@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ from gateway.runtimes.container import DockerChannel
 from gateway.runtimes.handover import CONTAINER_UID, Handed, Handover
 from gateway.runtimes.inside import InsideChannel, Lifeline
 from gateway.runtimes.kind import EngineKind
-from gateway.runtimes.launcher import Launcher
+from gateway.runtimes.launcher import PIPES, Launcher
 from gateway.runtimes.oneshot import Made
 from gateway.runtimes.percall import PerCallChannel, tool_entry
 from gateway.runtimes.reconcile import EngineSilent, Reconciler
@@ -76,6 +77,8 @@ class DockerRuntime:
         self._egress_network = egress_network
         self._report = report or (lambda server, attempt: None)
         self._facts: dict[str, ImageFacts] = {}
+        self._sees_folders = True
+        """The engine has not refused yet to mount a folder that is there."""
         self._run = run
         self._client: Client | None = None
         self.kind = EngineKind()
@@ -223,9 +226,13 @@ class DockerRuntime:
         # A package speaks over stdio, also where its local image takes the place of one that speaks HTTP.
         over_http = entry.transport != "stdio" and image.origin == "published"
         name = self._run.hold(entry.id)
+        pipes: Path | None = None
         try:
-            given = await self._given(client, entry, name, handed, gate, log, launched=over_http)
-            spec = specification(entry, image, await self._image_facts(client, image), given)
+            facts = await self._image_facts(client, image)
+            if not over_http and await self._takes_pipes(entry, image, facts, handed, log):
+                pipes = self._run.pipes_folder()
+            given = await self._given(client, entry, name, handed, gate, log, launched=over_http or pipes is not None)
+            spec = specification(entry, image, facts, replace(given, pipes=pipes))
         except BaseException as exc:
             self._run.release(name)
             if isinstance(exc, (*_Failures, errors.ImageError)):
@@ -236,12 +243,13 @@ class DockerRuntime:
         channel: DockerChannel | None = None
         inside: InsideChannel | None = None
         try:
-            created = await to_its_end(self._create(client, spec, name))
-            await self._handover.recheck(handed)
             lifeline = Lifeline(receiver, log)
             hears = lifeline if over_http else receiver
-            channel = DockerChannel(self, name, created["Id"], entry, image, hears, log, gate)
-            await channel.attach(handed.opening() if given.launcher_volume else b"")
+            channel = DockerChannel(self, name, entry, image, hears, log, gate)
+            identity = channel.pipe(pipes, given.user) if pipes is not None else ""
+            created = await to_its_end(self._create(client, spec, name))
+            await self._handover.recheck(handed)
+            await channel.attach(created["Id"], handed.opening(identity) if given.launcher_volume else b"")
             await self._engine.guard(lambda: client.start(created["Id"]), shield=True)
             if over_http:
                 inside = InsideChannel(self._engine, created["Id"], entry, channel, receiver, lifeline, log)
@@ -265,7 +273,33 @@ class DockerRuntime:
             channel.guard([volume.source for volume in volumes])
         return channel
 
+    async def _takes_pipes(self, entry: Entry, image: Image, facts: ImageFacts, handed: Handed, log: ServerLog) -> bool:
+        """Whether the server is started by the launcher with pipes to this process: on an engine of root's that may be
+        this machine's, and where that takes no image that is not there. Whether they are what they should be is for the
+        launcher to find."""
+        if not self._engine.address.url.startswith("unix://") or self.kind.is_podman or self.kind.is_rootless:
+            return False
+        has_program = image.origin == "local" or entry.args or facts.entrypoint or facts.command
+        if not self._sees_folders or not facts.suits_a_shell or not has_program:
+            return False
+        if handed.needs_launcher:
+            return True
+        is_local = image.origin == "local"  # made here, so its base is here too
+        return await self._launcher.at_hand(lambda line: log.write("gateway", line), or_made=is_local)
+
     async def _create(self, client: Client, spec: dict[str, Any], name: str) -> dict[str, Any]:
+        try:
+            return await self._create_exactly(client, spec, name)
+        except EngineRefused as exc:
+            mounts = spec["HostConfig"]["Mounts"]
+            kept = [one for one in mounts if one["Target"] != PIPES]
+            if kept == mounts or "bind source path" not in str(exc):
+                raise
+        self._sees_folders = False
+        spec = {**spec, "HostConfig": {**spec["HostConfig"], "Mounts": kept}}
+        return await self._create_exactly(client, spec, name)
+
+    async def _create_exactly(self, client: Client, spec: dict[str, Any], name: str) -> dict[str, Any]:
         asked = as_podman_takes_it(spec) if self._engine.is_podman else spec
 
         def create() -> dict[str, Any]:

@@ -44,13 +44,14 @@ class Handed(NamedTuple):
     def needs_launcher(self) -> bool:
         return bool(self.env or self.files or self.opened)
 
-    def opening(self) -> bytes:
-        """What the launcher reads first."""
+    def opening(self, pipes: str = "") -> bytes:
+        """What the launcher reads first; `pipes` is the identity of their folder."""
         mounted = self.folders[len(self.folders) - len(self.opened) :]
         return opening(
             self.env,
             self.files,
             {folder.target: one.identity for folder, one in zip(mounted, self.opened, strict=True)},
+            pipes,
         )
 
 

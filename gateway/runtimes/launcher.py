@@ -22,6 +22,8 @@ from gateway.secrets import SecretValue
 
 MOUNT: Final = "/run/lockgate"
 SECRETS_FOLDER: Final = "/run/secrets"
+PIPES: Final = "/run/lockgate-pipes"
+"""Where the launcher finds the pipes to and from the gateway, if it is told of any."""
 ENTRYPOINT: Final = (f"{MOUNT}/busybox", "sh", f"{MOUNT}/launch")
 REFUSED: Final = 120
 """Exit status when the launcher did not understand what it was told."""
@@ -30,10 +32,14 @@ CHANGED: Final = 121
 PT_INTERP: Final = 3
 
 
-def opening(env: Mapping[str, SecretValue], files: Mapping[str, SecretValue], places: Mapping[str, str]) -> bytes:
+def opening(
+    env: Mapping[str, SecretValue], files: Mapping[str, SecretValue], places: Mapping[str, str], pipes: str = ""
+) -> bytes:
     """What the launcher reads before the server's own input: variables, files of SECRETS_FOLDER, and for each mounted
-    place the `device:inode` that must be found there."""
-    lines = [b"place %b %b\n" % (one.encode(), base64.b64encode(target.encode())) for target, one in places.items()]
+    place the `device:inode` that must be found there. `pipes` is that of the folder at PIPES, where there is one: the
+    launcher then says on which way it goes on (pipes.py)."""
+    lines = [b"pipes %b\n" % pipes.encode()] if pipes else []
+    lines += [b"place %b %b\n" % (one.encode(), base64.b64encode(target.encode())) for target, one in places.items()]
     for kind, named in ((b"env", env), (b"file", files)):
         lines += [b"%b %b %b\n" % (kind, name.encode(), base64.b64encode(one.reveal())) for name, one in named.items()]
     return b"".join([*lines, b"go\n"])
@@ -64,6 +70,16 @@ class Launcher:
                     await to_thread.run_sync(lambda: self._verify(name, files))
                 self._volume = name
             return self._volume
+
+    async def at_hand(self, progress: Callable[[str], None], *, or_made: bool) -> bool:
+        """Whether the launcher is there, for a server that could do without it. To make it may take a base image that
+        is not there: that is tried only if it is to be made."""
+        try:
+            if self._volume or or_made or await self._images.holds(launcher_recipe()):
+                return bool(await self.volume(progress))
+            return False
+        except ImageError:
+            return False  # whoever cannot do without it is told why
 
     def _verify(self, name: str, files: Mapping[str, bytes]) -> None:
         """The script is ours to the byte; the program is the one this machine saw when it was made.

@@ -73,6 +73,8 @@ class ImageFacts(NamedTuple):
     command: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    """Their names."""
 
     @classmethod
     def of(cls, inspected: Mapping[str, Any]) -> Self:
@@ -83,7 +85,13 @@ class ImageFacts(NamedTuple):
             tuple(config.get("Cmd") or ()),
             tuple(sorted(config.get("Volumes") or ())),
             tuple(sorted(config.get("Labels") or ())),
+            tuple(one.partition("=")[0] for one in config.get("Env") or ()),
         )
+
+    @property
+    def suits_a_shell(self) -> bool:
+        """Whether nothing of its environment is lost on the way through the launcher, which is a shell's."""
+        return all(name.isascii() and name.isidentifier() for name in self.variables)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class Given:
     folders: Sequence[Folder] = ()
     launcher_volume: str = ""
     """Where set, the launcher starts the server."""
+    pipes: Path | None = None
+    """The folder of the pipes that the launcher may put in place of stdin and stdout."""
     plain: Mapping[str, SecretValue] = field(default_factory=dict)
     """Secrets that the entry wants in the container's own environment, by variable."""
     network: str = "none"
@@ -125,7 +135,7 @@ def specification(entry: Entry, image: Image, facts: ImageFacts, given: Given) -
         "HostConfig": {
             **CONFINED,
             "Binds": [f"{one.source}:{one.target}:{'rw' if one.writable else 'ro'}" for one in given.folders],
-            "Mounts": _launcher_mount(given),
+            "Mounts": [*_launcher_mount(given), *_pipes_mount(given)],
             "NetworkMode": given.network,
             "Dns": [given.dns] if given.dns else [],
             "Tmpfs": _tmpfs(entry, image, facts, given),
@@ -210,6 +220,13 @@ def _launcher_mount(given: Given) -> list[dict[str, Any]]:
             "VolumeOptions": options,
         }
     ]
+
+
+def _pipes_mount(given: Given) -> list[dict[str, Any]]:
+    """Read-only, which named pipes do not mind; and what is not there is an error, and not made."""
+    if given.pipes is None:
+        return []
+    return [{"Type": "bind", "Source": str(given.pipes), "Target": launcher.PIPES, "ReadOnly": True}]
 
 
 def _tmpfs(entry: Entry, image: Image, facts: ImageFacts, given: Given) -> dict[str, str]:

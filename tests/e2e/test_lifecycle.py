@@ -113,7 +113,7 @@ def test_a_broken_package_command_or_volume_is_reported_with_its_reason(broken: 
     assert "mcp-server-time==1900.1.1" in package
     assert "its program was not found in lockgate.local/time:" in command
     assert "lockgate server logs broken-command" in command
-    assert "exec mcp-server-nowhere failed" in broken.cli("server", "logs", "broken-command").stdout
+    assert "mcp-server-nowhere: not found" in broken.cli("server", "logs", "broken-command").stdout
 
 
 @pytest.mark.docker

@@ -164,9 +164,10 @@ def _ways(entry: Entry) -> Iterator[Literal["published", "local"]]:
 def _check_made(
     client: docker.APIClient, entry: Entry, image: Image, inspected: dict[str, Any], folder: Path, launcher: str
 ) -> None:
-    hidden = any(secret.env or secret.file for secret in entry.secrets)
     network = "none" if entry.network == "none" else "bridge"
-    handed = replace(given(folder, entry), launcher_volume=launcher if hidden else "", network=network)
+    over_http = entry.transport != "stdio" and image.origin == "published"
+    pipes = None if over_http else folder / "pipes"
+    handed = replace(given(folder, entry), launcher_volume=launcher, pipes=pipes, network=network)
     seen = _made(client, entry, image, inspected, handed)
     # What the image says of itself has no effect.
     config = seen["Config"]
@@ -184,8 +185,8 @@ def _made(
     client: docker.APIClient, entry: Entry, image: Image, inspected: dict[str, Any], handed: Given
 ) -> dict[str, Any]:
     """Make the container, compare what the engine says of it with its specification, and remove it."""
-    for one in handed.folders:
-        one.source.mkdir(exist_ok=True)
+    for source in (*(one.source for one in handed.folders), *([handed.pipes] if handed.pipes else [])):
+        source.mkdir(exist_ok=True)
     spec = specification(entry, image, ImageFacts.of(inspected), handed)
     created = client.create_container_from_config(spec)  # type: ignore[no-untyped-call]
     try:
@@ -195,7 +196,9 @@ def _made(
     assert not list(differences(spec, {**seen["Config"], "HostConfig": seen["HostConfig"]})), entry.id
     assert_confined(seen["HostConfig"], entry)
     targets = {volume.target for volume in entry.volumes} | ({"/run/lockgate"} if handed.launcher_volume else set())
+    targets |= {"/run/lockgate-pipes"} if handed.pipes else set()
     assert {one["Destination"] for one in seen["Mounts"]} == targets, entry.id
+    assert not any(one["RW"] for one in seen["Mounts"] if one["Destination"].startswith("/run/lockgate")), entry.id
     return seen
 
 
@@ -433,8 +436,10 @@ async def test_what_an_image_says_of_itself_does_not_shape_its_container(tmp_pat
     assert config["Healthcheck"]["Test"] == ["NONE"]
     assert config["StopSignal"] == "SIGTERM"
     assert not seen["HostConfig"]["PortBindings"]
-    assert seen["Mounts"] == []
-    assert not [one for one in volumes if one["Name"] in str(seen)]
+    assert not any(one["RW"] for one in seen["Mounts"])
+    assert {one["Destination"] for one in seen["Mounts"]} <= {"/run/lockgate", "/run/lockgate-pipes"}
+    mounted = [one["Name"] for one in volumes if one["Name"] in str(seen)]
+    assert all(name.startswith("lockgate-launcher-") for name in mounted)
     assert inside[:2] == [os.getuid() or CONTAINER_UID, "/tmp"]
     for target in ("/declared", "/srv/also"):
         (line,) = [line for line in inside[2].splitlines() if f" {target} " in line]

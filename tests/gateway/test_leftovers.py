@@ -180,3 +180,17 @@ def test_files_that_a_dead_gateway_had_not_finished_go_and_those_of_the_living_s
         assert [file for file in dead if file.exists()] == []
         assert [file for file in living if not file.exists()] == []
         assert {one.name for one in (state / "runs").iterdir()} == {run.id, command.id}
+
+
+def test_pipes_of_a_run_that_ended_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    """A gateway killed while a container starts leaves their folder; else their names are gone already."""
+    with Run(tmp_path) as other:
+        dead = other.pipes_folder()
+    with Run(tmp_path) as run:
+        living = run.pipes_folder()
+        for folder in (dead, living):
+            folder.mkdir(parents=True)
+            os.mkfifo(folder / "in")
+        remove_unfinished(run, tmp_path, tmp_path / "cache")
+        assert not dead.exists()
+        assert living.exists()
