@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-faults bench-engine bench-search bench-policy bench-auth catalog-check lock clean
+.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-faults bench-engine bench-search bench-policy bench-auth bench-guards catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ bench-search: ## Measure how well and how fast the catalogue is searched
 bench-policy: ## Measure how long decisions and filtered listings take
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.policy $(ARGS)
+
+bench-guards: ## Measure what content guards add to a payload
+	@.ci/bootstrap --dev
+	@.venv/bin/python -m benchmarks.guards $(ARGS)
 
 bench-auth: ## Measure what signing in adds to a call
 	@.ci/bootstrap --dev

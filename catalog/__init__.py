@@ -8,6 +8,7 @@ from catalog.catalog import Catalog
 from catalog.difference import Change, Changed, Difference, difference
 from catalog.entry import Entry
 from catalog.errors import CatalogError, CatalogInvalid, CatalogUnreadable, ConfigInvalid, NotInCatalog, Problem
+from catalog.guards import Guarding
 from catalog.instance import Instance
 from catalog.loader import find_shipped_catalog, load_catalog, load_profiles, parse_catalog, parse_profiles
 from catalog.lock import Lock, Source, read_lock, write_lock
@@ -33,6 +34,7 @@ __all__ = [
     "Detail",
     "Difference",
     "Entry",
+    "Guarding",
     "Identity",
     "Instance",
     "Limits",

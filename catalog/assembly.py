@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from catalog.catalog import Catalog
 from catalog.entry import Entry
 from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
+from catalog.guards import Guarding
 from catalog.located import Mapping, Node, Scalar, Unclear, find, plain
 from catalog.model import Model, WeightPart, WeightSource
 from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume, keys_of
@@ -34,6 +35,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "remote": Remote,
     "limits": Limits,
     "tasks": Tasks,
+    "guards": Guarding,
     "secrets": Secret,
     "volumes": Volume,
     "mounts": Mount,

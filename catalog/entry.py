@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 
 from catalog import reference
 from catalog.errors import ConfigInvalid, Problem
+from catalog.guards import Guarding
 from catalog.parts import (
     Argument,
     Category,
@@ -90,6 +91,7 @@ class Entry(Part):
     prewarm: bool = False
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
+    guards: Guarding = Guarding()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(distinct("the category"))] = ()
     license: Annotated[Line, StringConstraints(max_length=80)] | None = None
     publisher: Annotated[Line, StringConstraints(max_length=80)] | None = None

@@ -80,6 +80,8 @@ class Record(msgspec.Struct, gc=False):
     """All that policy knows of the principal."""
     source: str = ""
     """The address the request came from, if it came by a network."""
+    guards: tuple[str, ...] = ()
+    """What content guards found, by side, guard, mode and number; then of which kinds."""
 
     def start(self) -> Start:
         return Start(

@@ -6,6 +6,7 @@ Pure: records in, lines out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from typing import Any, Final
 
 import msgspec
@@ -49,8 +50,19 @@ def cef(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 parts.append(f"{key}={_escaped(text)}")
                 if key in _LABELS:
                     parts.append(f"{key}Label={_LABELS[key]}")
+        if source := _source(str(record.get("source", ""))):
+            parts.append(source)
         head = "|".join(_head(text) for text in ("Lockgate", "Lockgate", __version__, record["method"], kind))
         yield f"CEF:0|{head}|{_BAD.get(kind, 2)}|{' '.join(parts)}"
+
+
+def _source(address: str) -> str:
+    """The caller's address; CEF has a key of its own for each version."""
+    try:
+        version = ip_address(address).version
+    except ValueError:
+        return ""
+    return f"src={address}" if version == 4 else f"c6a2={_escaped(address)} c6a2Label=Source IPv6 Address"
 
 
 def otlp(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -83,7 +95,7 @@ def _log_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "attributes": [
             {"key": f"lockgate.{name}", "value": _value(value)}
             for name, value in record.items()
-            if name != "at" and value not in ("", [])
+            if name != "at" and value not in ("", [], None)
         ],
     }
 
@@ -98,6 +110,9 @@ def _value(value: object) -> dict[str, Any]:
             return {"doubleValue": value}
         case list():
             return {"arrayValue": {"values": [_value(one) for one in value]}}
+        case dict():
+            members = [{"key": name, "value": _value(one)} for name, one in value.items() if one is not None]
+            return {"kvlistValue": {"values": members}}
     return {"stringValue": str(value)}
 
 

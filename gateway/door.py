@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 from msgspec import Raw
 
-from catalog import Profile
+from catalog import Entry, Profile
 from gateway import audit, bridge, budget, errors, extensions, names, relayed, surface, tasks
 from gateway.approvals import Approvals
 from gateway.audit import Audit, AuditUnwritable, Record
@@ -22,6 +22,7 @@ from gateway.bridge import Followed, Held, InputRequired, Parked, Parking, Resum
 from gateway.caller import SOURCE, Caller
 from gateway.connections import NOBODY, Credential
 from gateway.credentials import Credentials
+from gateway.guarding import ContentGuards
 from gateway.hearing import Hearing
 from gateway.holding import Holding
 from gateway.inner import calling
@@ -75,6 +76,7 @@ class Door:
         self.limits: Limits | None = None
         """Set where there are any."""
         self.approvals = Approvals(audit_file)
+        self.guards = ContentGuards(self._entry, audit_file.clean)
         self.holding = Holding(self, self.approvals)
         self._seal = Seal()
         self._parking = Parking(self._withdraw)
@@ -216,12 +218,15 @@ class Door:
                 if reached is not None:
                     record.outcome, record.detail = "limited", reached.detail
                     return reached.reply()
+            kept = self.guards.arguments(target.server, members, record)
+            if kept is not None:
+                return kept
             upstream = await self.connect(caller, target.server)
             if resume is not None and isinstance(resume.continuation, Followed):
                 outcome = await self._follower.resume(
                     upstream, resume.continuation, resume.answers, caller, members, notify, ticket
                 )
-                return self._finished(view, target, method, outcome, record, ticket)
+                return await self._finished(view, target, method, outcome, record, ticket)
             call = await self._begin(upstream, method, members, caller, resume, record)
         early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
         outcome = await self._follow(upstream, call, notify, ticket, early, caller)
@@ -230,7 +235,7 @@ class Door:
             if task is not None:
                 record.outcome, record.detail = "task", task.id
                 return outcome
-        return self._finished(view, target, method, outcome, record, ticket)
+        return await self._finished(view, target, method, outcome, record, ticket)
 
     async def _from_shelf(self, caller: Caller, members: Fields, record: Record) -> Reply | None:
         """The answer to a search for tools that are not listed; a call of one becomes the call it stands for."""
@@ -298,15 +303,21 @@ class Door:
         circumstances = Circumstances(time.time(), SOURCE.get())
         return Request(caller.principal, action, profile.name, entry, item, {}, facts, circumstances)
 
-    @staticmethod
-    def _finished(
-        view: Surface, target: Target, method: str, outcome: Reply | InputRequired, record: Record, ticket: Ticket
+    async def _finished(
+        self, view: Surface, target: Target, method: str, outcome: Reply | InputRequired, record: Record, ticket: Ticket
     ) -> Reply | InputRequired:
         if isinstance(outcome, Reply):
+            outcome = await self.guards.result(target.server, self.pool.listing(target.server), outcome, record)
+            if record.outcome == "kept_back":
+                return outcome
             outcome = checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
             record.outcome = "input_required"
         return outcome
+
+    def _entry(self, server: str) -> Entry | None:
+        known = self.pool.servers.get(server)
+        return known.entry if known is not None else None
 
     # -- extensions --------------------------------------------------------------------------
 
@@ -330,7 +341,7 @@ class Door:
             upstream.cancel(call, "the caller withdrew the request")
             self.pool.free(upstream)
         record.outcome = "ok" if item.result is not None else "error"
-        return item
+        return await self.guards.result(server, self.pool.listing(server), item, record)
 
     def tell(self, caller: Caller, method: str, params: bytes) -> None:
         """Pass a client's notification of an extension or vendor on, to a connection that is open. Like a call it must
@@ -508,12 +519,18 @@ class Door:
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
-                    await notify(item)
+                    if (told := self.guards.notice(upstream.server, item)) is not None:
+                        await notify(told)
                     continue
                 if not bridge.answerable(item.method, item.params, caller.capabilities):
                     upstream.answer(item, None)
                     continue
-                parked = Parked(upstream, call, bridge.keyed(await bridge.gather(call, item)))
+                questions, kept_back = self.guards.questions(upstream.server, await bridge.gather(call, item))
+                for question in kept_back:
+                    upstream.answer(question, None)
+                if not questions:
+                    continue
+                parked = Parked(upstream, call, bridge.keyed(questions))
                 parked.answer(early)
                 if not parked.questions:
                     continue

@@ -13,7 +13,7 @@ from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.caller import Caller, severity, wants_log
 from gateway.recording import note_server, record_of
 from gateway.surface import Target
-from gateway.upstream import LOG, Upstream
+from gateway.upstream import LOG, Notice, Upstream
 from gateway.wire import envelope, methods
 from gateway.wire.envelope import WireError
 
@@ -174,9 +174,12 @@ class Hearing:
             caller.deliver(UPDATED, envelope.encode(members))
 
     def _log_message(self, upstream: Upstream, params: bytes) -> None:
+        told = self._door.guards.notice(upstream.server, Notice(LOG, params))
+        if told is None:
+            return
         for caller in self._hearers(upstream):
             if wants_log(caller, params):
-                caller.deliver(LOG, params)
+                caller.deliver(LOG, told.params)
 
     def _foreign_notification(self, upstream: Upstream, method: str, params: bytes) -> None:
         """To those who could send one like it to this very server."""

@@ -108,7 +108,8 @@ def replay(
 
 
 def _then(record: Mapping[str, Any], approvals: set[str]) -> Word:
-    """How the call was answered. Of one that a person was asked about, the answer is that they were asked."""
+    """How policy answered the call. Of one that a person was asked about, the answer is that they were asked; one
+    over a limit was allowed before that was looked at."""
     if record["call"] in approvals:
         return "ask"
     return "deny" if record["outcome"] in ("denied", "unknown") else "allow"

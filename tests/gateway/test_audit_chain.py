@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from gateway import audit, auditchain, auditlog
+from gateway import audit, auditchain, auditexport, auditlog
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.auditchain import Checkpoint, Key, Verifier, verify
 from gateway.cli import app
@@ -383,7 +383,27 @@ async def test_export_writes_what_collectors_read(recorded: Path) -> None:
     attributes = {one["key"]: one["value"] for one in records[1]["attributes"]}
     assert attributes["lockgate.server"] == {"stringValue": "a"}
     assert attributes["lockgate.policies"]["arrayValue"]["values"][1] == {"stringValue": "open:everything"}
+    who = {one["key"]: one["value"] for one in attributes["lockgate.who"]["kvlistValue"]["values"]}
+    assert who["id"] == {"stringValue": "local"}
+    assert who["groups"] == {"arrayValue": {"values": []}}
+    assert "scopes" not in who
+    assert "src=127.0.0.1" in end
     assert "hidden" not in data + "".join(lines)
+
+
+def test_addresses_of_both_versions_have_the_keys_that_cef_names() -> None:
+    lines = [
+        line
+        for source in ("192.0.2.1", "2001:db8::1", "", "x src=1.2.3.4")
+        for line in auditexport.cef([{"at": 1.5, "method": "tools/call", "outcome": "ok", "source": source}])
+    ]
+    ends = [line.partition(" outcome=ok")[2] for line in lines]
+    assert ends == [
+        " src=192.0.2.1",
+        " c6a2=2001:db8::1 c6a2Label=Source IPv6 Address",
+        "",
+        "",
+    ]
 
 
 async def test_checkpoints_come_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from gateway import auditlog
 from gateway.approvals import Approver
-from gateway.audit import Audit, Record, Start
+from gateway.audit import Audit, Outcome, Record, Start
 from gateway.cli import app
 from gateway.commands import asking
 from gateway.errors import PoliciesUnusable, SettingsError
@@ -361,6 +361,25 @@ async def test_replay_takes_the_time_and_the_profile_that_are_given(place: Path)
     assert answer("replay", str(other), "--since", "9999w", code=1)["calls"] == 3
     assert isinstance(policy("replay", str(other), "--since", "soon").exception, SettingsError)
     assert isinstance(policy("replay", "nothing").exception, PoliciesUnusable)
+
+
+async def test_a_call_over_a_limit_was_allowed_by_policy(place: Path) -> None:
+    state = place / "state"
+    log = Audit(state / auditlog.FILE)
+    log.open()
+    outcomes: tuple[tuple[Outcome, str], ...] = (("limited", "limit burst"), ("denied", "only below /data"))
+    for outcome, detail in outcomes:
+        log.write(
+            Record(
+                "e" * 16, 1.5, "local", "", "all", "tools/call", "a__read", server="a", item="read", policy="x",
+                outcome=outcome, detail=detail,
+            )
+        )  # fmt: skip
+    log.close()
+    other = place / "other.cedar"
+    other.write_text(EVERYBODY)
+    (group,) = answer("replay", str(other), "--since", "9999w", code=1)["groups"]
+    assert group["counts"] == {"same": 2, "wider": 2, "narrower": 0, "unclear": 0}
 
 
 async def test_nothing_follows_from_an_audit_file_that_was_changed(place: Path) -> None:
