@@ -39,6 +39,7 @@ from gateway.commands import (
 )
 from gateway.commands.running import shown
 from gateway.connect import DocumentError
+from gateway.memory import keep_to_itself
 
 app = typer.Typer(
     name="lockgate",
@@ -84,6 +85,7 @@ def version() -> None:
 
 def main() -> None:
     """The `lockgate` command."""
+    keep_to_itself()
     try:
         app()
     except (errors.GatewayError, CatalogError, EngineError, DocumentError) as exc:
