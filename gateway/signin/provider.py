@@ -132,7 +132,8 @@ class LoginProvider:
         try:
             endpoint = check_url(str(metadata.get("token_endpoint", "")))
             answer = await self._fetcher.send("POST", endpoint, headers.encode(), urlencode(form).encode())
-            token = json.loads(answer.body)["id_token"] if answer.status == 200 else None
+            given = json.loads(answer.body) if answer.status == 200 else {}
+            token = given["id_token"]
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise BadCredential("the provider gave no ID token") from exc
         if not isinstance(token, str):
@@ -148,7 +149,22 @@ class LoginProvider:
             raise BadCredential("the ID token is for another client")
         if login.client_id not in claims.audiences:
             raise BadCredential("the ID token is for another client")
+        if (bound := claims.all.get("at_hash")) is not None:
+            _check_bound(bound, given.get("access_token"), unverified.algorithm)
         return claims
+
+
+def _check_bound(at_hash: object, access_token: object, algorithm: str) -> None:
+    """An ID token that says which access token it came with came with that one (OpenID Connect Core, 3.1.3.6).
+
+    Raises:
+        BadCredential: it did not, or that cannot be told.
+    """
+    digest = hashlib.sha512 if algorithm in ("EdDSA", "Ed25519") else hashlib.sha256
+    whole = digest(str(access_token).encode(errors="replace")).digest()
+    half = base64.urlsafe_b64encode(whole[: len(whole) // 2]).rstrip(b"=").decode()
+    if not isinstance(access_token, str) or at_hash != half:
+        raise BadCredential("the ID token came with another access token")
 
 
 class ProviderPages:
