@@ -5,6 +5,7 @@ Knows no kind of credential."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -18,6 +19,10 @@ from gateway.serving import find_running
 from gateway.settings import Settings
 
 T = TypeVar("T")
+
+
+def day(moment: float | None) -> str:
+    return "never" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 async def in_database(wanted: Settings, work: Callable[[Database], Awaitable[T]]) -> T:

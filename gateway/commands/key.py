@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
 from gateway.auth.keys import Key, Keys
-from gateway.commands.credentials import in_database, record
+from gateway.commands.credentials import day, in_database, record
 from gateway.commands.running import AsJson, err, out, print_json, run, settings
 from gateway.database import Database
 
@@ -67,7 +66,7 @@ def list_keys(as_json: AsJson = False) -> None:
     table = Table("key", "begins", "acts as", "groups", "scopes", "expires", "last used", "state", box=None)
     for key in found:
         groups, scopes = " ".join(sorted(key.groups)), " ".join(sorted(key.scopes))
-        ends, used = _day(key.expires_at), _day(key.used_at)
+        ends, used = day(key.expires_at), day(key.used_at)
         table.add_row(key.name, key.prefix + "…", key.principal.id, groups, scopes, ends, used, key.state)
     out.print(table)
 
@@ -92,10 +91,6 @@ def ends_at(text: str) -> float | None:
     if (found := SPAN.fullmatch(text)) is None:
         raise typer.BadParameter(f"{text!r} is no span like 12h, 90d or 1y, nor never")
     return time.time() + int(found[1]) * SECONDS[found[2]]
-
-
-def _day(moment: float | None) -> str:
-    return "never" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _as_json(key: Key) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gateway.commands.credentials import in_database, record
+from gateway.auth.keys import Keys
+from gateway.commands.credentials import day, in_database, record
 from gateway.commands.running import AsJson, err, out, print_json, run, settings
 from gateway.database import Database
 from gateway.signin.accounts import Account, Accounts, hash_password
 from gateway.signin.browsers import Browsers
 from gateway.signin.grants import Grants
+from gateway.signin.passkeys import Passkey, Passkeys
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -105,15 +107,54 @@ def disable(name: str) -> None:
 
 @app.command("passwd")
 def passwd(name: str, password_stdin: FromStdin = False) -> None:
-    """Give an account another password and sign it out everywhere; a disabled one is let in again."""
+    """Give an account another password; a disabled one is let in again.
+
+    It is signed out everywhere, and everything that clients may do for it ends. Its passkeys and the API keys that act
+    as it stay; they are named.
+    """
     wanted = settings()
     password = _password(password_stdin)
 
-    async def work(database: Database) -> None:
+    async def work(database: Database) -> tuple[list[str], list[str]]:
         accounts = Accounts(database)
         await accounts.change(name, password=await hash_password(password), disabled_at=None)
         await Browsers(database, accounts, secure=False).end_all(name)
+        await Grants(database, wanted.state_dir / "unused").revoke_account(name)
         await record(wanted, f"user:{name}", "password changed")
+        keys = [key.name for key in await Keys(database).list() if key.account == name and key.state == "good"]
+        return keys, [one.name for one in await Passkeys(database).of(name)]
 
-    run(in_database(wanted, work))
-    err.print(f"{name} has a new password")
+    keys, found = run(in_database(wanted, work))
+    err.print(f"{name} has a new password and is signed out everywhere, clients too")
+    if found:
+        err.print(f"Its passkeys stay: {', '.join(found)}. `lockgate user passkeys {name} --remove` takes one away")
+    if keys:
+        err.print(f"API keys that act as {name} are still good: {', '.join(keys)}. `lockgate key revoke` ends them")
+
+
+@app.command("passkeys")
+def passkeys(
+    name: str,
+    remove: Annotated[str, typer.Option("--remove", help="Take this one away, and sign the account out.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the passkeys of an account. People add them in their browser, at /oauth/passkeys."""
+    wanted = settings()
+
+    async def work(database: Database) -> list[Passkey]:
+        kept = Passkeys(database)
+        if remove:
+            await kept.remove(name, remove)
+            await Browsers(database, Accounts(database), secure=False).end_all(name)
+            await record(wanted, f"user:{name}", "passkey removed")
+        return await kept.of(name)
+
+    found = run(in_database(wanted, work))
+    if as_json:
+        rows = [{"name": one.name, "created_at": one.created_at, "used_at": one.used_at} for one in found]
+        print_json(rows)
+        return
+    table = Table("passkey", "made", "used last", box=None)
+    for one in found:
+        table.add_row(one.name, day(one.created_at), day(one.used_at))
+    out.print(table)

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
@@ -35,6 +35,8 @@ FIRST_WAIT_S: Final = 2.0
 MAX_WAIT_S: Final = 900.0
 MAX_WATCHED: Final = 10_000
 
+Strength = Literal["password", "multi"]
+
 _hasher: Final = PasswordHasher()  # Argon2id, RFC 9106's second choice: 64 MiB, three passes
 _hashing: Final = CapacityLimiter(2)
 """Each takes 64 MiB and a processor; more at once would be a way to exhaust the machine."""
@@ -49,6 +51,8 @@ class Account:
     is_admin: bool
     created_at: float
     disabled_at: float | None
+    strength: Strength = "password"
+    """How its person proved it, where somebody is signed in: a passkey is two proofs, the device and what opens it."""
 
     @property
     def subject(self) -> str:
@@ -186,7 +190,7 @@ class Accounts:
             TooManyTries: this account, or this address, had too many wrong ones.
         """
         who = [(f"account {name[:64]}", FREE_TRIES)]
-        if not _is_loopback(address):  # a proxy on this machine is everybody's address
+        if not is_loopback(address):  # a proxy on this machine is everybody's address
             who.append((f"address {address}", FREE_TRIES_OF_ADDRESS))
         self._tries.check(*who)
         # Counted before it is known: many at once must not have one free try together.
@@ -216,7 +220,7 @@ class Accounts:
         return await self.get(name)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

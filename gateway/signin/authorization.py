@@ -18,15 +18,16 @@ from starlette.responses import RedirectResponse, Response
 from gateway.auth.resources import ADMIN, SCOPE_TEXTS, Names, Resource
 from gateway.errors import SettingsError
 from gateway.signin import pages, redirects
-from gateway.signin.accounts import Account, TooManyTries, Tries
+from gateway.signin.accounts import Account, Strength, TooManyTries, Tries
 from gateway.signin.clients import Client, ClientRefused
 from gateway.signin.forms import FormRefused, form_of, query_of
 from gateway.signin.parts import Parts, Refused
+from gateway.signin.passkeys import place_of
 
 Form = dict[str, str]
 CODE_S: Final = 60.0
 CONSENT_S: Final = 600.0
-AFTER_SIGNING_IN: Final = ("/oauth/authorize?", "/oauth/device", "/oauth/approvals")
+AFTER_SIGNING_IN: Final = ("/oauth/authorize?", "/oauth/device", "/oauth/approvals", "/oauth/passkeys")
 OFFLINE: Final = "offline_access"
 OFFLINE_TEXT: Final = "Go on without asking you again, for 30 days after its last use"
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -191,6 +192,7 @@ class Authorization:
             client_name=data["client_name"],
             resource=data["resource"],
             scopes=frozenset(data["scopes"]),
+            strength=account.strength,
         )
         await parts.clients.note_used(data["client"])
         if device:
@@ -223,7 +225,9 @@ class Authorization:
     def show_login(self, request: Request, following: str, error: str = "") -> Response:
         provider = self._parts.provider
         name, origin = (provider.name, provider.origin) if provider else ("", "")
-        return self._bound(request, lambda token: pages.login(token, safe_next(following), name, error, origin))
+        has = place_of(self._parts.names.bases, request.headers.get("host", "")) is not None
+        after = safe_next(following)
+        return self._bound(request, lambda token: pages.login(token, after, name, error, origin, passkeys=has))
 
     @with_form
     async def login(self, request: Request, form: Form) -> Response:
@@ -245,9 +249,11 @@ class Authorization:
         self._parts.record(request, account.subject, "password")
         return await self.signed_in(request, account, form.get("next", ""))
 
-    async def signed_in(self, request: Request, account: Account, following: str) -> Response:
+    async def signed_in(
+        self, request: Request, account: Account, following: str, *, strength: Strength = "password"
+    ) -> Response:
         response = RedirectResponse(safe_next(following) or "/oauth/device", 303)
-        await self._parts.browsers.sign_in(request, response, account)
+        await self._parts.browsers.sign_in(request, response, account, strength)
         return response
 
     @with_form

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import delete, insert, select
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.database import Database
-from gateway.signin.accounts import Account, Accounts
+from gateway.signin.accounts import Account, Accounts, Strength
 from gateway.signin.tables import browsers
 from gateway.signin.tickets import hashed
 
@@ -47,16 +48,17 @@ class Browsers:
             row = (await connection.execute(select(browsers).where(browsers.c.hash == hashed(cookie)))).first()
         if row is None or row.expires_at <= time.time():
             return None
-        return await self._accounts.get(row.account)
+        account = await self._accounts.get(row.account)
+        return replace(account, strength="multi") if account is not None and row.strength == "multi" else account
 
-    async def sign_in(self, request: Request, response: Response, account: Account) -> None:
+    async def sign_in(self, request: Request, response: Response, account: Account, strength: Strength) -> None:
         """A new session for this browser; one that it had before is over."""
         cookie, now = secrets.token_urlsafe(32), time.time()
         old = self.session_id(request)
         async with self._database.begin() as connection:
             await connection.execute(delete(browsers).where((browsers.c.hash == old) | (browsers.c.expires_at < now)))
             row = {"hash": hashed(cookie), "account": account.name, "created_at": now, "expires_at": now + SESSION_S}
-            await connection.execute(insert(browsers).values(row))
+            await connection.execute(insert(browsers).values(strength=strength, **row))
         self._set(response, self._session, cookie, int(SESSION_S))
 
     async def sign_out(self, request: Request, response: Response) -> None:

@@ -20,6 +20,7 @@ from gateway.auth.fetch import Fetcher, FetchRefused
 from gateway.auth.urls import LOOPBACK
 from gateway.database import Database
 from gateway.signin import redirects
+from gateway.signin.accounts import is_loopback
 from gateway.signin.tables import clients
 from gateway.signin.tickets import hashed
 
@@ -81,6 +82,31 @@ class Rate:
         return self._count <= self._limit
 
 
+class Shares:
+    """At most so many in each minute, and a third of them for one address, so that a stranger takes them from nobody.
+
+    Programs on this machine share in what is there: they may be a proxy, which is everybody's address."""
+
+    def __init__(self, limit: int) -> None:
+        self._all = Rate(limit)
+        self._each = max(limit // 3, 1)
+        self._minute = 0
+        self._counts: dict[str, int] = {}
+
+    def take(self, address: str) -> bool:
+        minute = int(time.monotonic() // 60)
+        if minute != self._minute:
+            self._minute, self._counts = minute, {}
+        if not is_loopback(address):
+            if self._counts.get(address, 0) >= self._each:
+                return False
+            if self._all.take():  # so that no more addresses are noted than there are places
+                self._counts[address] = self._counts.get(address, 0) + 1
+                return True
+            return False
+        return self._all.take()
+
+
 class Clients:
     """All clients of this authorization server."""
 
@@ -89,7 +115,7 @@ class Clients:
         self._configuration = configuration
         self._fetcher = fetcher
         self._kept: dict[str, tuple[float, Client]] = {}
-        self._registrations = Rate(REGISTRATIONS_A_MINUTE)
+        self._registrations = Shares(REGISTRATIONS_A_MINUTE)
         self._fetches = Rate(FETCHES_A_MINUTE)
 
     async def find(self, id: str) -> Client | None:
@@ -157,7 +183,7 @@ class Clients:
 
     # -- registration (RFC 7591) -------------------------------------------------------------------
 
-    async def register(self, document: Any) -> dict[str, Any]:
+    async def register(self, document: Any, address: str = "127.0.0.1") -> dict[str, Any]:
         """What a new client is told.
 
         Raises:
@@ -165,7 +191,7 @@ class Clients:
         """
         if not self._configuration.open_registration:
             raise ClientRefused("access_denied", "clients do not register themselves here")
-        if not self._registrations.take():
+        if not self._registrations.take(address):
             raise ClientRefused("temporarily_unavailable", "too many registrations; try again in a minute")
         if not isinstance(document, dict):
             raise ClientRefused("invalid_client_metadata", "this is no JSON object")
@@ -177,6 +203,11 @@ class Clients:
             idle = clients.c.used_at.is_(None) & (clients.c.created_at < now - UNUSED_S)
             await connection.execute(delete(clients).where(idle))
             count = (await connection.execute(select(func.count()).select_from(clients))).scalar_one()
+            if count >= MAX_CLIENTS:
+                # The oldest that nobody ever signed in with makes room.
+                oldest = select(clients.c.id).where(clients.c.used_at.is_(None)).order_by(clients.c.created_at).limit(1)
+                unused = (await connection.execute(oldest)).scalar_one_or_none()
+                count -= (await connection.execute(delete(clients).where(clients.c.id == unused))).rowcount
             if count >= MAX_CLIENTS:
                 raise ClientRefused("temporarily_unavailable", "there are too many clients")
             row = {"id": id, "document": json.dumps(kept), "created_at": now}

@@ -256,7 +256,9 @@ class TokenEndpoint:
     # -- registration and devices ----------------------------------------------------------------------
 
     async def register(self, request: Request) -> Response:
-        answer = await self._parts.clients.register(await json_of(request))
+        answer = await self._parts.clients.register(
+            await json_of(request), request.client.host if request.client else ""
+        )
         self._parts.record(request, "", "client registered", client=str(answer["client_id"]))
         return JSONResponse(answer, 201, headers=_NO_STORE)
 

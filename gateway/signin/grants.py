@@ -18,6 +18,7 @@ from gateway import durable
 from gateway.auth.keys import is_disabled
 from gateway.auth.keys import table as api_keys
 from gateway.database import Database
+from gateway.signin.accounts import Strength
 from gateway.signin.tables import accounts, grants, refreshes
 from gateway.signin.tickets import hashed
 
@@ -43,6 +44,8 @@ class Grant:
     scopes: frozenset[str]
     created_at: float
     groups: frozenset[str]
+    strength: str
+    """How whoever allowed it had signed in."""
 
 
 class Reused(Exception):
@@ -64,7 +67,15 @@ class Grants:
         self._secret = b""
 
     async def create(
-        self, *, subject: str, account: str | None, client: str, client_name: str, resource: str, scopes: frozenset[str]
+        self,
+        *,
+        subject: str,
+        account: str | None,
+        client: str,
+        client_name: str,
+        resource: str,
+        scopes: frozenset[str],
+        strength: Strength = "password",
     ) -> str:
         id = secrets.token_hex(16)
         row = {
@@ -76,6 +87,7 @@ class Grants:
             "resource": resource,
             "scopes": " ".join(sorted(scopes)),
             "created_at": time.time(),
+            "strength": strength,
         }
         async with self._database.begin() as connection:
             # A machine gets a grant with each token; it is of no use once the token has expired.
@@ -198,4 +210,5 @@ def _grant(row: Row[Any], groups: str) -> Grant:
         frozenset(row.scopes.split()),
         row.created_at,
         frozenset(groups.split()),
+        row.strength or "password",
     )

@@ -24,11 +24,12 @@ STYLE: Final = (
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 
 
-def page(title: str, body: str, *, status: int = 200, form_to: str = "") -> HTMLResponse:
-    """A whole page. `form_to` is where a form may lead beside this gateway."""
+def page(title: str, body: str, *, status: int = 200, form_to: str = "", script: str = "") -> HTMLResponse:
+    """A whole page. `form_to` is where a form may lead beside this gateway; `script` is the SHA-256 of its only one."""
     action = f"'self' {form_to}" if form_to else "'self'"
+    scripts = f"script-src 'sha256-{script}'; " if script else ""
     policy = (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action {action}; frame-ancestors 'none'; "
+        f"default-src 'none'; {scripts}style-src 'sha256-{_STYLE_HASH}'; form-action {action}; frame-ancestors 'none'; "
         "base-uri 'none'"
     )
     text = (
@@ -52,20 +53,27 @@ def problem(message: str, status: int = 400) -> HTMLResponse:
     return page("This did not work", f'<p class="error" role="alert">{escape(message)}</p>', status=status)
 
 
-def _error(message: str) -> str:
+def alert(message: str) -> str:
     return f'<p class="error" role="alert">{escape(message)}</p>' if message else ""
 
 
-def login(form: str, following: str, provider: str, error: str = "", provider_origin: str = "") -> HTMLResponse:
+def login(
+    form: str, following: str, provider: str, error: str = "", provider_origin: str = "", *, passkeys: bool = False
+) -> HTMLResponse:
     hidden = _hidden("form", form) + _hidden("next", following)
     body = (
-        f'{_error(error)}<form method="post" action="/oauth/login">{hidden}'
+        f'{alert(error)}<form method="post" action="/oauth/login">{hidden}'
         '<label for="name">Account</label>'
         '<input id="name" name="name" autocomplete="username" autocapitalize="none" required autofocus>'
         '<label for="password">Password</label>'
         '<input id="password" name="password" type="password" autocomplete="current-password" required>'
         '<button class="yes" type="submit">Sign in</button></form>'
     )
+    if passkeys:
+        body += (
+            f'<form method="post" action="/oauth/login/passkey">{hidden}'
+            '<button type="submit">Sign in with a passkey</button></form>'
+        )
     if provider:
         body += (
             f'<form method="post" action="/oauth/login/provider">{hidden}'
@@ -76,7 +84,7 @@ def login(form: str, following: str, provider: str, error: str = "", provider_or
 
 def setup(form: str, error: str = "") -> HTMLResponse:
     body = (
-        f"{_error(error)}<p>This gateway has no account yet. The code was printed where it runs; "
+        f"{alert(error)}<p>This gateway has no account yet. The code was printed where it runs; "
         "<code>lockgate user bootstrap</code> prints a new one.</p>"
         f'<form method="post" action="/oauth/setup">{_hidden("form", form)}'
         '<label for="code">Code</label><input id="code" name="code" autocomplete="off" required>'
@@ -131,7 +139,7 @@ def consent(
 
 def device(form: str, error: str = "") -> HTMLResponse:
     body = (
-        f"{_error(error)}<p>Enter the code that the device shows. Go on only if you started this yourself.</p>"
+        f"{alert(error)}<p>Enter the code that the device shows. Go on only if you started this yourself.</p>"
         f'<form method="post" action="/oauth/device">{_hidden("form", form)}<label for="code">Code</label>'
         '<input id="code" name="code" autocomplete="off" autocapitalize="characters" required autofocus>'
         '<button class="yes" type="submit">Continue</button></form>'

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
@@ -17,13 +17,17 @@ from gateway.auth.keys import Keys
 from gateway.auth.resources import Names
 from gateway.signin.accounts import Accounts
 from gateway.signin.browsers import Browsers
-from gateway.signin.clients import Clients, Rate
+from gateway.signin.clients import Clients, Rate, Shares
 from gateway.signin.grants import Grants
+from gateway.signin.passkeys import Passkeys
 from gateway.signin.signing import OwnTokens, SigningKeys
 from gateway.signin.tickets import Tickets
 
 if TYPE_CHECKING:
     from gateway.signin.provider import LoginProvider
+
+
+PASSKEY_ASKS_A_MINUTE: Final = 120
 
 
 class Refused(Exception):
@@ -51,8 +55,11 @@ class Parts:
     api_keys: Keys
     authenticator: Authenticator
     audit: Audit
+    passkeys: Passkeys
     provider: LoginProvider | None = None
     failures: Rate = field(default_factory=lambda: Rate(MAX_RECORDS_A_MINUTE))
+
+    passkey_asks: Shares = field(default_factory=lambda: Shares(PASSKEY_ASKS_A_MINUTE))
 
     @property
     def issuer(self) -> str:

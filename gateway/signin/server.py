@@ -28,6 +28,8 @@ from gateway.signin.clients import Clients
 from gateway.signin.endpoint import DEVICE_GRANT, TokenEndpoint, answering
 from gateway.signin.grants import Grants
 from gateway.signin.parts import Parts
+from gateway.signin.passkeypages import PasskeyPages
+from gateway.signin.passkeys import Passkeys
 from gateway.signin.provider import LoginProvider, ProviderPages
 from gateway.signin.signing import OwnTokens, SigningKeys
 from gateway.signin.tickets import Tickets
@@ -74,6 +76,7 @@ class AuthorizationServer:
             Keys(self._database),
             authenticator,
             self._audit,
+            Passkeys(self._database),
         )
         login = configuration.login
         if login is not None:
@@ -95,6 +98,7 @@ class AuthorizationServer:
             Route("/oauth/logout", people.logout, methods=["POST"]),
             Route("/oauth/setup", people.setup_page),
             Route("/oauth/setup", people.setup, methods=["POST"]),
+            *PasskeyPages(parts, people).routes(),
             *ApprovalPages(parts, approvals).routes(),
             Route("/oauth/device", people.device_page),
             Route("/oauth/device", people.device, methods=["POST"]),

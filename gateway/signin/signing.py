@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -144,14 +144,14 @@ class OwnTokens:
     async def credential(self, unverified: Unverified, now: float) -> Credential:
         claims, grant = await self.read(unverified, now)
         groups, scopes = grant.groups, tokens.words(claims.all.get("scope"))
-        kind, strength = ("user", "password") if grant.account else ("client", "key")
+        proof: Literal["password", "multi"] = "multi" if grant.strength == "multi" else "password"
         principal = Principal(
             grant.subject,
-            "user" if kind == "user" else "client",
+            "user" if grant.account else "client",
             groups,
             grant.client,
             scopes,
-            "password" if strength == "password" else "key",
+            proof if grant.account else "key",
         )
         own = grant.subject if grant.account else f"key:{grant.client}"
         refs = frozenset({f"grant:{grant.id}", own})

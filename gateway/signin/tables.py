@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, String, Table, Text, UniqueConstraint
 
 from gateway.database import metadata
 
@@ -29,7 +29,23 @@ browsers: Final = Table(
     Column("account", String(600), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    Column("strength", String(16)),
 )
+"""`strength` is how somebody signed in, if not by password."""
+
+passkeys: Final = Table(
+    "passkeys",
+    metadata,
+    Column("id", String(2048), primary_key=True),
+    Column("account", String(600), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("sign_count", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("used_at", Float),
+    UniqueConstraint("account", "name", name="uq_passkeys_account_name"),
+)
+"""Public keys of people's devices."""
 
 tickets: Final = Table(
     "signin_tickets",
@@ -65,6 +81,7 @@ grants: Final = Table(
     Column("scopes", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
+    Column("strength", String(16)),
 )
 """What somebody allowed a client once; every token from it ends with it. Without an account: a client's own."""
 

@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import pytest
 from sqlalchemy import select
 
+from gateway.auth.keys import Keys
 from gateway.errors import SettingsError
 from gateway.signin import accounts as accounts_module
 from gateway.signin import clients as clients_module
@@ -22,7 +26,7 @@ from gateway.signin.authorization import safe_next
 from tests.gateway.auth.provider import Provider, provider
 from tests.gateway.running import Place, running
 from tests.gateway.signin.browser import PASSWORD, REDIRECT, Browser, Program, answered, error, hidden
-from tests.gateway.signin.test_flow import ONE, signing_in
+from tests.gateway.signin.test_flow import ONE, signing_in, works
 
 pytestmark = pytest.mark.anyio
 
@@ -460,3 +464,71 @@ async def test_nonsense_is_refused_without_an_accident_and_does_not_fill_the_aud
             await browser.submit(page, "/oauth/login", name="alice", password=f"wrong {n}")
         failures = [one for one in place.audit() if one["method"] == "signin" and one["outcome"] != "ok"]
         assert 3 <= len(failures) <= 6  # a minute may end meanwhile
+
+
+@pytest.mark.sec("SEC-045")
+async def test_no_token_is_traded_for_one_that_says_something_else(tmp_path: Path) -> None:
+    kind = "urn:ietf:params:oauth:token-type:"
+    async with signing_in(tmp_path) as (place, browser, program):
+        tokens = await program.tokens(browser)
+        mine, key = tokens["access_token"], await Keys(place.gateway.database).create("robot", scopes=["admin"])
+        before = [record for record in place.audit() if record["name"] == "token issued"]
+        subjects = [(mine, "access_token"), (mine, "jwt"), (mine, "id_token"), (mine, "saml2")]
+        subjects += [(tokens["refresh_token"], "refresh_token"), (key, "access_token")]
+        for subject, subject_type in subjects:
+            for changes in (
+                {"audience": "https://other.example"},
+                {"resource": f"{place.url}/admin", "scope": "admin"},
+                {"actor_token": mine, "actor_token_type": kind + "access_token"},
+                {"actor_token": key, "actor_token_type": kind + "jwt", "scope": "mcp model admin"},
+                {"requested_token_type": kind + "id-jag", "audience": place.url},
+            ):
+                form = {"grant_type": "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token": subject}
+                answer = await program.ask("/oauth/token", form | {"subject_token_type": kind + subject_type} | changes)
+                assert (answer.status, error(answer)) == (400, "unsupported_grant_type"), changes
+        for name in ("urn:ietf:params:oauth:grant-type:jwt-bearer", "urn:ietf:params:oauth:grant-type:saml2-bearer"):
+            answer = await program.ask("/oauth/token", {"grant_type": name, "assertion": mine})
+            assert (answer.status, error(answer)) == (400, "unsupported_grant_type")
+        document = json.loads((await browser.get("/.well-known/oauth-authorization-server")).body)
+        assert not [one for one in document["grant_types_supported"] if "exchange" in one or "bearer" in one]
+        assert [record for record in place.audit() if record["name"] == "token issued"] == before
+
+
+@pytest.mark.sec("SEC-037")
+async def test_a_stranger_takes_registrations_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients_module.time, "monotonic", lambda: 1000.0)
+    shares = clients_module.Shares(30)
+    assert [shares.take("10.0.0.1") for _ in range(1000)].count(True) == 10
+    assert shares.take("10.0.0.2")
+    assert [shares.take("127.0.0.1") for _ in range(1000)].count(True) == 19
+    assert not shares.take("10.0.0.3")
+    assert len(shares._counts) == 2
+    monkeypatch.setattr(clients_module.time, "monotonic", lambda: 1060.0)
+    assert shares.take("10.0.0.1")
+    monkeypatch.undo()
+    monkeypatch.setattr(clients_module, "MAX_CLIENTS", 2)
+    async with signing_in(tmp_path) as (place, browser, program):
+        await program.tokens(browser)
+        unused, late = Program(place.url), Program(place.url)
+        assert (await unused.register()).status == 201
+        # There is room for two: the one that somebody signed in with stays, the other one gives way.
+        assert (await late.register()).status == 201
+        assert (await browser.get(program.address())).status == 200
+        assert (await browser.get(unused.address())).status == 400
+        assert (await browser.get(late.address())).status == 200
+
+
+async def test_another_password_ends_what_clients_may_do(tmp_path: Path) -> None:
+    async with signing_in(tmp_path) as (place, browser, program):
+        tokens = await program.tokens(browser)
+        await Keys(place.gateway.database).create("laptop", account="alice")
+        command = [str(Path(sys.executable).with_name("lockgate")), "user", "passwd", "alice", "--password-stdin"]
+        env = {**os.environ, "LOCKGATE_STATE_DIR": str(place.gateway.settings.state_dir), "LOCKGATE_AUTH": "accounts"}
+        done = await anyio.run_process(command, env=env, input=b"another password\n", check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"laptop" in done.stderr
+        assert not await works(place, tokens["access_token"])
+        assert error(await program.refresh(tokens["refresh_token"])) == "invalid_grant"
+        assert (await browser.get(program.address())).headers["location"].startswith("/oauth/login")
+        listed = await anyio.run_process([*command[:2], "passkeys", "alice", "--json"], env=env)
+        assert json.loads(listed.stdout) == []
