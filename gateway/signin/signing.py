@@ -22,6 +22,7 @@ from gateway.auth.errors import BadCredential
 from gateway.auth.issuers import read_keys
 from gateway.auth.tokens import Unverified
 from gateway.database import Database
+from gateway.signin.clients import Rate
 from gateway.signin.grants import Grant, Grants
 from gateway.signin.tables import signing_keys
 from policies import Principal
@@ -32,7 +33,9 @@ ROTATE_S: Final = 90 * 86400.0
 KEEP_S: Final = 86400.0
 """A key is published for so long after it signed its last token."""
 RELOAD_S: Final = 5.0
-"""Between two looks into the database for a key that is not known."""
+"""Between two looks into the database for a key that is not known, once the looks of this minute are spent."""
+LOOKS_A_MINUTE: Final = 12
+"""So many need not wait: another gateway on this database may have made its first key a moment ago."""
 
 
 class SigningKeys:
@@ -45,6 +48,7 @@ class SigningKeys:
         self._made_at = 0.0
         self._public: list[Key] = []
         self._loaded_at = -RELOAD_S
+        self._looks = Rate(LOOKS_A_MINUTE)
 
     async def current(self) -> ECKey:
         """The key to sign with; a new one when the last is 90 days old."""
@@ -96,7 +100,7 @@ class SigningKeys:
 
     async def find(self, kid: str | None) -> Key | None:
         found = [key for key in self._public if key.kid == kid]
-        if not found and time.monotonic() - self._loaded_at >= RELOAD_S:
+        if not found and (time.monotonic() - self._loaded_at >= RELOAD_S or self._looks.take()):
             found = [key for key in await self.public() if key.kid == kid]
         return found[0] if found else None
 
