@@ -72,7 +72,7 @@ class OnePasswordSecrets:
         raise SecretsError(f"{self._program} could not read {self._reference(name)} (code {code}); run: op signin")
 
     def _reference(self, name: str) -> str:
-        item, field = _parts(name)
+        item, field = _parts(name, "password")
         return f"op://{self._vault}/{item}/{field}"
 
     def how_to_set(self, name: str) -> str:
@@ -106,7 +106,7 @@ class BaoSecrets:
         token = self._find(BAO_TOKEN)
         if token is None:
             raise SecretsError(f"{self._host} wants a token to look {name} up: lockgate secret set {BAO_TOKEN}")
-        item, field = _parts(name)
+        item, field = _parts(name, "value")
         path = f"/v1/{quote(self._mount)}/data/{quote(self._folder + item)}"
         status, body = self._ask(path, token)
         if status == 404:
@@ -143,7 +143,7 @@ class BaoSecrets:
         return answer.status, body
 
     def how_to_set(self, name: str) -> str:
-        item, field = _parts(name)
+        item, field = _parts(name, "value")
         return f"write the field {field} of {self._mount}/{self._folder}{item} at {self._host}"
 
 
@@ -202,7 +202,7 @@ def _value(name: str, value: bytes) -> SecretValue | None:
     return SecretValue(name, usable(name, value)) if value else None
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """What stands before and after the last dot or slash of a name."""
-    item, field = re.split(r"[./](?=[^./]*$)", name, maxsplit=1)
-    return item, field
+def _parts(name: str, alone: str) -> tuple[str, str]:
+    """What stands before and after the last dot or slash of a name; the field of a name without one is `alone`."""
+    item, *field = re.split(r"[./](?=[^./]*$)", name, maxsplit=1)
+    return item, field[0] if field else alone

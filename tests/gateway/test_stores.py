@@ -136,6 +136,18 @@ def test_a_kv_engine_that_refuses_is_not_taken_for_empty(engine: kv2.Engine, tok
     assert TOKEN not in str(caught.value)
 
 
+def test_a_name_without_a_dot_has_a_place_in_each_store(
+    engine: kv2.Engine, token: EnvironmentSecrets, tmp_path: Path
+) -> None:
+    engine.secrets["corp_login"] = {"value": VALUE}
+    found = BaoSecrets(f"{engine.url}/secret", token.get).get("corp_login")
+    assert found is not None
+    assert found.reveal().decode() == VALUE
+    one_password = OnePasswordSecrets("Team", token.get, program(tmp_path, "op", OP))
+    assert one_password.get("corp_login") is None
+    assert "op://Team/corp_login/password" in one_password.how_to_set("corp_login")
+
+
 def test_a_kv_engine_that_is_not_there_is_said_to_be(token: EnvironmentSecrets) -> None:
     with pytest.raises(SecretsError, match="does not answer"):
         BaoSecrets("http://127.0.0.1:1/secret", token.get).get("brave.api_key")
