@@ -12,7 +12,8 @@ from typing import Any, Final
 from engine.events import Event, StepStarted, ToolCalled, ToolRefused, ToolReturned, Turned
 
 CLOSING: Final = (
-    "Answer the user's question in one or two sentences from the information below. It is complete and up to date."
+    "Answer the user's question in one or two sentences from the information below. It is complete and up to date. "
+    "What it tells has been done: say the result, not how to get it."
 )
 REMINDER: Final = "Tell me the result in one or two sentences, or call another function if something is missing."
 SHAPING: Final = "Give that answer as JSON."
@@ -21,6 +22,8 @@ MAX_HISTORY_CHARS: Final = 16_000  # of all messages; older results are shortene
 ROOM: Final = 0.6  # of that is left by shortening, so that it is seldom done: what follows is evaluated anew
 SHORTENED_CHARS: Final = 300
 MAX_FRUITLESS: Final = 3  # turns in a row without one call that succeeded
+QUOTED_CHARS: Final = 1_500  # of a result that takes the place of an answer
+HOW_TO: Final = re.compile(r"To \w+ [^.\n]*\byou (?:can|could|need|should|would|must|have to)\b")
 READ_RESULT: Final = "read_result"
 READ_CHARS: Final = 3_500
 
@@ -61,8 +64,9 @@ class Conversation:
         self._names = tool_names
         self._has_schema = has_schema
         self._has_retried = False
-        self._insists = insists
+        self._insists = self._checks = insists
         self._results: list[tuple[str, str]] = []
+        self._good: list[tuple[str, str]] = []
         self._told: dict[str, str] = {}
         self._turn: tuple[dict[str, Any], ...] = ()
         self._is_repeated = self._is_fruitful = False
@@ -99,8 +103,11 @@ class Conversation:
                 self._has_retried = self.must_call = self.asks_again = True
             elif self._insists and self._ignores_results():
                 self._insists, self.is_closing, self.asks_again = False, True, True
-            elif self._has_schema and self.answer and not self.is_shaping:
-                self.is_shaping = True
+            else:
+                if self._checks and self._ignores_results():
+                    self.answer = self._quoted()
+                if self._has_schema and self.answer and not self.is_shaping:
+                    self.is_shaping = True
             return
         self._turn = turn.calls
         self.calls = list(turn.calls)
@@ -119,12 +126,18 @@ class Conversation:
         return may and (looks_like_call or (self._insists and not self.n_calls)) and bool(self._names)
 
     def _ignores_results(self) -> bool:
-        """Whether the answer has no word or number that only the results could have told."""
-        if self.is_closing or self.is_shaping:
+        """Whether the answer has no word or number that only the results could have told, or says how to do what is
+        done already."""
+        if self.is_shaping:
             return False
         known = _words(self.task)
-        told = {word for _, text in self._results for word in _words(text)} - known
-        return bool(told) and told.isdisjoint(_words(self.answer))
+        told = {word for _, text in self._good for word in _words(_values(text))} - known
+        return bool(told) and (told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)))
+
+    def _quoted(self) -> str:
+        """What the last call that succeeded returned, in place of an answer that has nothing of it."""
+        name, text = self._good[-1]
+        return f"{name} returned: {trim(text, QUOTED_CHARS)}"
 
     def _returned(self, event: ToolReturned) -> None:
         text = event.text
@@ -136,6 +149,7 @@ class Conversation:
             text = text if "error" in text.lower() else f"Error: {text}"
         else:
             self._is_fruitful = True
+            self._good.append((event.name, text))
         self._results.append((event.name, text))
         self._tell(event.id, self._trimmed(len(self._results), MAX_RESULT_CHARS))
 
@@ -224,6 +238,24 @@ READ_RESULT_TOOL: Final[Mapping[str, Any]] = {
 def _words(text: str) -> set[str]:
     """Numbers, and words of four letters and more."""
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) >= 4 or word.isdigit()}
+
+
+def _values(text: str) -> str:
+    """`text` without the names of members, if it is JSON: they are known before a call is made."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    found, left = [], [value]
+    while left:
+        match left.pop():
+            case dict() as members:
+                left += members.values()
+            case list() as items:
+                left += items
+            case other:
+                found.append(str(other))
+    return " ".join(found)
 
 
 def key_of(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

@@ -444,9 +444,11 @@ async def test_trimmed_text_keeps_both_ends() -> None:
 # -- small models that answer from nothing -----------------------------------------------------------
 
 
-async def insisting(model: ScriptedModel, task: str = "Use alpha.", **options: Any) -> list[Event]:
+async def insisting(
+    model: ScriptedModel, task: str = "Use alpha.", *, call_tool: Any = echo, **options: Any
+) -> list[Event]:
     tools = [tool("alpha"), tool("beta")]
-    agent = run_agent(task, generate=model.generate, call_tool=echo, tools=tools, insist=True, **options)
+    agent = run_agent(task, generate=model.generate, call_tool=call_tool, tools=tools, insist=True, **options)
     return [event async for event in agent]
 
 
@@ -472,6 +474,41 @@ async def test_answer_with_nothing_of_the_results_is_asked_for_once_more_from_th
     assert "tools" not in model.requests[2]
     assert "{'n': 5}" in model.requests[2]["messages"][1]["content"]
     assert events[-2] == Answered("alpha says 5.")
+
+
+async def test_result_takes_the_place_of_an_answer_that_twice_has_nothing_of_it() -> None:
+    model = ScriptedModel([("alpha", {"n": 5})], "You can use the function.", "I am not sure about that.")
+    events = await insisting(model)
+    assert events[-2] == Answered("alpha returned: alpha says {'n': 5}")
+    assert len(model.requests) == 3
+
+
+async def test_answer_that_tells_how_to_do_what_is_done_gives_way_to_the_result() -> None:
+    how = "To get alpha, you need to call it with 5."
+    model = ScriptedModel([("alpha", {"n": 5})], how, how)
+    assert (await insisting(model))[-2] == Answered("alpha returned: alpha says {'n': 5}")
+    plain = ScriptedModel([("alpha", {"n": 5})], how)
+    assert (await run(plain))[-2] == Answered(how)
+
+
+async def test_names_of_members_are_nothing_that_a_result_told() -> None:
+    async def status(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome('{"harbour": [{"temperature": 451}]}')
+
+    asked = [("alpha", {"n": 5})]
+    vague = ScriptedModel(asked, "The harbour has a temperature.", "The harbour has a temperature.")
+    found = await insisting(vague, call_tool=status)
+    assert found[-2] == Answered('alpha returned: {"harbour": [{"temperature": 451}]}')
+    exact = ScriptedModel(asked, "It is 451 degrees.")
+    assert (await insisting(exact, call_tool=status))[-2] == Answered("It is 451 degrees.")
+
+
+async def test_failed_call_is_never_quoted_as_the_answer() -> None:
+    async def broken(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome("the disk is on fire", is_error=True)
+
+    model = ScriptedModel([("alpha", {"n": 5})], "It did not work.")
+    assert (await insisting(model, call_tool=broken))[-2] == Answered("It did not work.")
 
 
 async def test_call_of_an_invented_function_as_text_is_tried_again() -> None:
