@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ import jsonschema
 from benchmarks.agent_tasks import TASKS, Task, seed
 from engine.agent import Budget, GenerateChunks
 from engine.events import Answered, Stopped, ToolCalled, Turned
-from engine.transcript import Header
+from engine.transcript import Header, Transcript
 from gateway.agentrun import carry_out, function_of, is_small, outcome_of, through_gateway
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import settings
@@ -32,6 +32,7 @@ from gateway.modellist import open_store
 
 BUDGET: Final = Budget(steps=8, tokens=2_048, seconds=900.0, calls=10)
 SERVERS: Final = ("time", "filesystem", "memory", "git", "SQLite", "everything")
+READY_S: Final = 900
 PLAIN: Final = (
     "You can use these tools:\n{tools}\nTo use one, answer with nothing but JSON: "
     '{{"name": "TOOL", "arguments": {{...}}}}. When you know the result, answer in one or two sentences.'
@@ -103,8 +104,19 @@ def _plain_call(text: str) -> dict[str, Any] | None:
 
 
 async def attempt(
-    task: Task, client: GatewayClient, tools: list[dict[str, Any]], model: str, plain: bool, insist: bool
+    task: Task,
+    client: GatewayClient,
+    tools: list[dict[str, Any]],
+    model: str,
+    plain: bool,
+    insist: bool,
+    kept: Path | None = None,
 ) -> Outcome:
+    """
+    Args:
+        kept: the folder for the run's transcript.
+    """
+
     def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         return client.chat({**request, "model": model})
 
@@ -122,17 +134,19 @@ async def attempt(
     turns: list[Turned] = []
     answer, last = "", Stopped("cancelled", 0, 0, 0)
     began = time.monotonic()
-    async with aclosing(carry_out(header, None, plainly(generate) if plain else generate, call_tool)) as events:
-        async for event in events:
-            match event:
-                case ToolCalled():
-                    calls.append(event)
-                case Turned():
-                    turns.append(event)
-                case Answered():
-                    answer = event.text
-                case Stopped():
-                    last = event
+    model_says = plainly(generate) if plain else generate
+    with nullcontext() if kept is None else Transcript.create(kept, header) as transcript:
+        async with aclosing(carry_out(header, transcript, model_says, call_tool)) as events:
+            async for event in events:
+                match event:
+                    case ToolCalled():
+                        calls.append(event)
+                    case Turned():
+                        turns.append(event)
+                    case Answered():
+                        answer = event.text
+                    case Stopped():
+                        last = event
     seconds = time.monotonic() - began
     mine = [one for one in calls if task.chose(one.name)]
     effect = task.effect is None or await task.effect(call)
@@ -163,13 +177,15 @@ def _is_valid(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
     return True
 
 
-async def evaluate(model: str, tasks: Sequence[Task], plain: bool, shows: bool) -> list[Outcome]:
+async def evaluate(
+    model: str, tasks: Sequence[Task], plain: bool, shows: bool, kept: Path | None = None
+) -> list[Outcome]:
     with tempfile.TemporaryDirectory(prefix="lockgate-eval-") as folder:
         wanted = replace(settings(), state_dir=Path(folder) / "state", port=0, profile="starter")
         store = open_store(wanted)
         store.pull(model, lambda line: print(line, file=sys.stderr))
         async with gateway_client(wanted) as client:
-            tools = [tool for tool in await client.list_tools() if tool["name"].partition("__")[0] in SERVERS]
+            tools = await _all_tools(client)
 
             async def call(name: str, arguments: dict[str, Any]) -> str:
                 outcome = outcome_of(await client.call_tool(name, arguments))
@@ -178,9 +194,10 @@ async def evaluate(model: str, tasks: Sequence[Task], plain: bool, shows: bool) 
                 return outcome.text
 
             await seed(call, wanted.state_dir / "volumes")
+            insists = not plain and is_small(store, model)
             outcomes = []
             for task in tasks:
-                outcome = await attempt(task, client, tools, model, plain, not plain and is_small(store, model))
+                outcome = await attempt(task, client, tools, model, plain, insists, kept)
                 outcomes.append(outcome)
                 if shows:
                     mark = "done" if outcome.done else "----"
@@ -188,6 +205,19 @@ async def evaluate(model: str, tasks: Sequence[Task], plain: bool, shows: bool) 
                     said = " ".join(outcome.answer.split())[:90]
                     print(f"{mark}  {outcome.id:22} {marks:9} {outcome.seconds:6.1f} s  {said}", file=sys.stderr)
             return outcomes
+
+
+async def _all_tools(client: GatewayClient) -> list[dict[str, Any]]:
+    """The tools of every server; on a first run their images are built before they are listed."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        tools = [tool for tool in await client.list_tools() if tool["name"].partition("__")[0] in SERVERS]
+        missing = set(SERVERS) - {tool["name"].partition("__")[0] for tool in tools}
+        if not missing:
+            return tools
+        if time.monotonic() >= deadline:
+            raise SystemExit(f"these servers list no tools: {', '.join(sorted(missing))}")
+        await asyncio.sleep(1)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -213,9 +243,10 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="the baseline: tools as text, no grammar")
     parser.add_argument("--only", default="", help="tasks whose ids begin so; several with commas")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
+    parser.add_argument("--transcripts", type=Path, help="keep the transcript of each run in this folder")
     wanted = parser.parse_args()
     tasks = [task for task in TASKS if any(task.id.startswith(start) for start in wanted.only.split(","))]
-    outcomes = asyncio.run(evaluate(wanted.model, tasks, wanted.plain, shows=True))
+    outcomes = asyncio.run(evaluate(wanted.model, tasks, wanted.plain, True, wanted.transcripts))
     if wanted.json:
         wanted.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
     print(table(outcomes))
