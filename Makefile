@@ -1,7 +1,7 @@
 # The commands of this checkout. `make` lists them; what each needs it installs into .venv and the cache folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint conformance agent-eval bench-relay bench-containers bench-faults bench-engine bench-search bench-policy bench-auth bench-guards catalog-check lock clean
+.PHONY: help run test lint conformance agent-eval bench-agent bench-relay bench-containers bench-faults bench-engine bench-search bench-policy bench-auth bench-guards catalog-check lock clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ bench-guards: ## Measure what content guards add to a payload
 bench-auth: ## Measure what signing in adds to a call
 	@.ci/bootstrap --dev
 	@.venv/bin/python -m benchmarks.auth $(ARGS)
+
+bench-agent: ## Measure what a step of an agent costs beside the model and the tool
+	@.ci/bootstrap --dev
+	@.venv/bin/python -m benchmarks.agent $(ARGS)
 
 agent-eval: ## Let an agent do sixty tasks with the starter servers (MODEL=..., a quarter of an hour)
 	@.ci/bootstrap --dev

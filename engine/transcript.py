@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from engine.errors import TranscriptBusy, TranscriptError, TranscriptNotFound
-from engine.events import Answered, Event, Stopped, TextWritten
+from engine.events import Answered, Event, Stopped, TextWritten, ToolCalled
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 SUFFIX: Final = ".jsonl"
@@ -121,20 +121,23 @@ class Transcript:
         return cls(path, fd), record
 
     def add(self, event: Event) -> None:
-        """Keep an event; it is on disk when this returns. Pieces of text are not kept, as the whole turn is.
+        """Keep an event, so that the end of this process does not lose it. Pieces of text are not kept, as the whole
+        turn is. That a call is made, and how the run ended, are on the disk when this returns, with all before.
 
         Raises:
             TranscriptError: it cannot be written, so the run must not go on.
         """
         if not isinstance(event, TextWritten):
-            self._write(msgspec.json.encode(_Line(time.time(), event)))
+            is_due = isinstance(event, ToolCalled | Answered | Stopped)
+            self._write(msgspec.json.encode(_Line(time.time(), event)), is_due)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes, is_due: bool = True) -> None:
         rest = memoryview(line + b"\n")
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
-            os.fsync(self._fd)
+            if is_due:
+                os.fdatasync(self._fd)
         except OSError as exc:
             raise TranscriptError(f"the transcript {self.path} cannot be written: {exc}") from exc
 
