@@ -224,14 +224,16 @@ class Door:
             upstream = await self.connect(caller, target.server)
             if resume is not None and isinstance(resume.continuation, Followed):
                 outcome = await self._follower.resume(
-                    upstream, resume.continuation, resume.answers, caller, members, notify, ticket
+                    upstream, resume.continuation, resume.answers, caller, members, self._told(upstream, notify), ticket
                 )
                 return await self._finished(view, target, method, outcome, record, ticket)
             call = await self._begin(upstream, method, members, caller, resume, record)
         early = resume.answers if resume is not None and resume.continuation == Retry(None) else {}
         outcome = await self._follow(upstream, call, notify, ticket, early, caller)
         if isinstance(outcome, Reply) and outcome.result is not None and tasks.is_task(outcome.result):
-            task, outcome = await self._take_task(upstream, call, outcome.result, caller, target, notify, ticket)
+            task, outcome = await self._take_task(
+                upstream, call, outcome.result, caller, target, notify, ticket, record
+            )
             if task is not None:
                 record.outcome, record.detail = "task", task.id
                 return outcome
@@ -312,8 +314,27 @@ class Door:
                 return outcome
             outcome = checked(view, target, method, outcome, record, ticket)
         if isinstance(outcome, InputRequired):
+            if isinstance(outcome.continuation, Followed):
+                asked = self.guards.requests(target.server, outcome.requests, record)
+                if isinstance(asked, Reply):
+                    self.give_up(outcome)
+                    return asked
+                outcome = outcome._replace(requests=asked)
             record.outcome = "input_required"
         return outcome
+
+    async def _guarded(self, server: str, reply: Reply, record: Record) -> Reply:
+        """The reply after the content guards of its server."""
+        return await self.guards.result(server, self.pool.listing(server), reply, record)
+
+    def _told(self, upstream: Upstream, notify: Notify) -> Notify:
+        """`notify` for what the guards of the server let through."""
+
+        async def tell(item: Notice) -> None:
+            if (told := self.guards.notice(upstream.server, item)) is not None:
+                await notify(told)
+
+        return tell
 
     def _entry(self, server: str) -> Entry | None:
         known = self.pool.servers.get(server)
@@ -331,10 +352,11 @@ class Door:
             raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
         upstream = await self.connect(caller, server)
         call = await self._begin(upstream, method, envelope.fields(params), caller, None, record)
+        tell = self._told(upstream, notify)
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
-                    await notify(item)
+                    await tell(item)
                 else:
                     upstream.answer(item, None)
         finally:
@@ -419,18 +441,19 @@ class Door:
         record.policy, record.policies = self.policy.generation, decision.policy_ids
         if not decision.allowed:
             raise errors.UnknownName(tasks.NOT_FOUND)
-        record.outcome = "ok"
         if isinstance(task, SlowCall):
+            record.outcome = "ok"
             return task.reply(method, members)
         if not isinstance(task, RelayedTask):
             raise errors.UnknownName(tasks.NOT_FOUND)
         upstream = await self.connect(caller, server)
         task.pin(upstream)
         self._audit.write(record.start())
-        reply = await relayed.ask(upstream, task, method, members, caller.facts())
-        if reply.result is None:
-            record.outcome = "error"
-        elif MARK in reply.result:
+        reply = await self._guarded(server, await relayed.ask(upstream, task, method, members, caller.facts()), record)
+        if record.outcome == "kept_back":
+            return reply
+        record.outcome = "ok" if reply.result is not None else "error"
+        if reply.result is not None and MARK in reply.result:
             record.detail = "secret hidden"
         return relayed.answered(self.surface(caller), self._tasks, task, method, reply)
 
@@ -443,6 +466,7 @@ class Door:
         target: Target,
         notify: Notify,
         ticket: Ticket,
+        record: Record,
     ) -> tuple[Task | None, Reply | InputRequired]:
         """A task that a server made: handed on to a client that takes tasks, followed for any other."""
         if upstream.facts is None or upstream.facts.era == "legacy":
@@ -450,9 +474,15 @@ class Door:
         if caller.takes_tasks:
             adopted = relayed.adopt(self._tasks, caller, target, upstream, result)
             if adopted is not None:
-                return adopted
+                task, reply = adopted[0], await self._guarded(target.server, adopted[1], record)
+                if record.outcome == "kept_back":
+                    self._tasks.leave(task, "what its server says of it was kept back")
+                    self._follower.withdraw(upstream, relayed.task_id(target.server, envelope.fields(result)))
+                    return None, reply
+                return task, reply
         followed = Followed(relayed.task_id(target.server, envelope.fields(result)))
-        return None, await self._follower.follow(upstream, followed, caller, call.progress_token, notify, ticket)
+        tell = self._told(upstream, notify)
+        return None, await self._follower.follow(upstream, followed, caller, call.progress_token, tell, ticket)
 
     def record_task(self, caller: Caller, task: SlowCall) -> None:
         """The audit line of a call whose client now has a task; the call writes its own line at its end.

@@ -5,7 +5,7 @@ Knows entries, payloads and records; what guards look for is the business of pol
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -113,6 +113,21 @@ class ContentGuards:
             else:
                 asked.append(question if params is question.params else question._replace(params=params))
         return asked, kept
+
+    def requests(self, server: str, requests: Mapping[str, Raw], record: Record) -> dict[str, Raw] | Reply:
+        """The questions of a server's task as they may be asked; a reply refuses them all."""
+        scan, asked = self.of(server).results, dict[str, Raw]()
+        for key, raw in requests.items():
+            done = _scan(scan, bytes(raw))
+            if done is None:
+                asked[key] = raw
+                continue
+            _note(record, "results", done, scan)
+            if done.blocked is not None:
+                record.detail = f"guard: {done.blocked}"
+                return _refusal(record, f"Kept back: a question of the server holds {_kinds(done)}.")
+            asked[key] = Raw(done.payload)
+        return asked
 
     def _passed(self, server: str, params: bytes) -> bytes | None:
         done = _scan(self.of(server).results, params) if params else None

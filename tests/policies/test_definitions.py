@@ -18,6 +18,7 @@ def corpus(name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (CORPORA / name).read_text().splitlines()]
 
 
+@pytest.mark.sec("SEC-081")
 def test_at_least_95_in_100_hostile_definitions_are_found() -> None:
     samples = corpus("tool_injections.jsonl")
     assert len(samples) >= 200
@@ -41,6 +42,7 @@ def test_at_most_one_in_100_of_the_catalogues_texts_and_tool_names_is_a_false_al
     assert len(alarms) <= 0.01 * (len(texts) + len(tools))
 
 
+@pytest.mark.sec("SEC-081")
 def test_at_most_one_in_100_of_the_tools_that_real_servers_list_is_a_false_alarm() -> None:
     """Those recorded when the catalogue's packages were started; texts are cut to 300 characters there."""
     servers = json.loads((CORPORA.parents[1] / "docs" / "servers.json").read_text())["servers"]

@@ -1,7 +1,7 @@
 """A server of the stateless era that makes tasks of calls: `tasker.py '{"ttl_ms": 50}'`.
 
 What becomes of a task is told by further calls, so nothing happens by itself. Options: `ttl_ms` (null for no limit),
-`message` their first status message,
+`message` their first status message, `asks` the state that follows at once,
 `rude` makes tasks also for clients that take none, `plain` declares no tasks, `extension` declares one more,
 `vendor` answers methods of that name. Knows nothing of the gateway; standard library alone."""
 
@@ -53,7 +53,9 @@ def call(params: dict[str, Any], takes_tasks: bool) -> dict[str, Any]:
             }  # fmt: skip
             if "message" in options:
                 tasks[f"upstream {key}"]["statusMessage"] = options["message"]
-            return {"resultType": "task", **tasks[f"upstream {key}"]}
+            made = dict(tasks[f"upstream {key}"])
+            tasks[f"upstream {key}"] |= options.get("asks", {})
+            return {"resultType": "task", **made}
         case "finish":
             link = {"type": "resource_link", "uri": f"memo://{key}", "name": key}
             done = {"content": [{"type": "text", "text": f"done {key}"}, link], "resultType": "complete"}
