@@ -17,6 +17,7 @@ from engine.errors import (
 )
 from engine.pool import LoadedModel, ModelOptions, ModelPool
 from engine.sources import KnownModel
+from engine.statistics import Spent
 from engine.store import ModelStore, StoredModel
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ModelStore",
     "ModelUnavailable",
     "NoMemory",
+    "Spent",
     "StoredModel",
     "WorkerDied",
     "WorkerFailed",

@@ -13,6 +13,7 @@ from engine.client import WorkerClient
 from engine.dialect import constraint, for_template, offered
 from engine.memory import needed_bytes
 from engine.pipe import (
+    DEFAULT_MAX_TOKENS,
     Count,
     Detokenize,
     Done,
@@ -27,7 +28,7 @@ from engine.pipe import (
     Tokenized,
 )
 from engine.requests import SamplingFields, check_texts, parse_completion, parse_request, stops_of
-from engine.statistics import Statistics
+from engine.statistics import Spent, Statistics
 from engine.store import StoredModel
 from engine.threads import default_threads
 
@@ -111,11 +112,14 @@ class ChatModel:
         """End the worker and free its memory; the next request starts another."""
         await self._client.unload()
 
-    async def chat(self, request: Mapping[str, Any], *, owner: str = "") -> AsyncGenerator[Chunk]:
+    async def chat(
+        self, request: Mapping[str, Any], *, owner: str = "", spent: Spent | None = None
+    ) -> AsyncGenerator[Chunk]:
         """Answer a chat completion request with chunks; closing the iterator cancels it.
 
         Requests share cached prefixes only with those of the same `owner`. Usage comes as a last chunk if the
-        request's `stream_options` include it. Raises: BadRequest, ContextOverflow, ModelBusy, WorkerFailed.
+        request's `stream_options` include it, and is noted in `spent` as it grows.
+        Raises: BadRequest, ContextOverflow, ModelBusy, WorkerFailed.
         """
         parsed = parse_request(self._with_defaults(request))
         messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
@@ -140,19 +144,23 @@ class ChatModel:
         head = Answer.head(self.model.ref)
         answers = [Answer(head, number, names) for number in range(parsed.n or 1)]
         has_usage = bool(parsed.stream_options and parsed.stream_options.include_usage)
-        async for chunk in self._answered(make, answers, has_usage=has_usage):
+        async for chunk in self._answered(make, answers, spent, has_usage=has_usage):
             yield chunk
 
     def _with_defaults(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {**request, **{name: value for name, value in self._defaults.items() if request.get(name) is None}}
 
-    async def complete(self, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
+    async def complete(
+        self, request: Mapping[str, Any], *, owner: str = "", spent: Spent | None = None
+    ) -> dict[str, Any]:
         """Answer a chat completion request with one chat.completion object. Raises: as `chat`."""
         body = {**request, "stream_options": {"include_usage": True}}
-        async with aclosing(self.chat(body, owner=owner)) as chunks:
+        async with aclosing(self.chat(body, owner=owner, spent=spent)) as chunks:
             return await collect(chunks)
 
-    async def continue_text(self, request: Mapping[str, Any], *, owner: str = "") -> AsyncGenerator[Chunk]:
+    async def continue_text(
+        self, request: Mapping[str, Any], *, owner: str = "", spent: Spent | None = None
+    ) -> AsyncGenerator[Chunk]:
         """Answer a text completion request with chunks: the model goes on from the bare prompt. Raises: as `chat`."""
         parsed = parse_completion(self._with_defaults(request))
         n = parsed.n or 1
@@ -175,13 +183,15 @@ class ChatModel:
         echoed = [prompt if parsed.echo else "" for prompt in parsed.prompts for _ in range(n)]
         answers = [TextAnswer(head, number, echo) for number, echo in enumerate(echoed)]
         has_usage = bool(parsed.stream_options and parsed.stream_options.include_usage)
-        async for chunk in self._answered(make, answers, has_usage=has_usage):
+        async for chunk in self._answered(make, answers, spent, has_usage=has_usage):
             yield chunk
 
-    async def complete_text(self, request: Mapping[str, Any], *, owner: str = "") -> dict[str, Any]:
+    async def complete_text(
+        self, request: Mapping[str, Any], *, owner: str = "", spent: Spent | None = None
+    ) -> dict[str, Any]:
         """Answer a text completion request with one text_completion object. Raises: as `chat`."""
         body = {**request, "stream_options": {"include_usage": True}}
-        async with aclosing(self.continue_text(body, owner=owner)) as chunks:
+        async with aclosing(self.continue_text(body, owner=owner, spent=spent)) as chunks:
             return await collect_text(chunks)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
@@ -209,6 +219,29 @@ class ChatModel:
         messages, tools = for_template(parsed, has_native_tools=self._has_native_tools)
         return len((await self._tokenized(lambda id: Count(id, messages, tools))).tokens)
 
+    async def most_of_chat(self, request: Mapping[str, Any]) -> int:
+        """The tokens that a chat request may use at most, of its prompt and its answers. Raises: as `chat`."""
+        parsed = parse_request(dict(request))
+        # What opens the answer has no more tokens than bytes.
+        n_prompt = await self.count_tokens(request) + len(constraint(parsed).prefill.encode())
+        return self._most(n_prompt, parsed.max_completion_tokens or parsed.max_tokens, parsed.n)
+
+    async def most_of_text(self, request: Mapping[str, Any]) -> int:
+        """The same of a text completion request, each of whose answers counts its prompt."""
+        parsed = parse_completion(dict(request))
+        wanted = parsed.max_tokens or DEFAULT_COMPLETION_TOKENS
+        each = [self._most(len(await self.tokenize(prompt)), wanted, 1) for prompt in parsed.prompts]
+        return sum(each) * (parsed.n or 1)
+
+    async def most_of_embedding(self, texts: Sequence[str]) -> int:
+        """The tokens of texts to embed. Raises: as `chat`."""
+        check_texts(texts)
+        return sum([len(await self.tokenize(text)) + 1 for text in texts if text])  # and one for a separator
+
+    def _most(self, n_prompt: int, wanted: int | None, n: int | None) -> int:
+        room = max(self.n_ctx - n_prompt, 0)
+        return n_prompt + min(wanted or DEFAULT_MAX_TOKENS, room) * (n or 1)
+
     async def _tokenized(self, make: Callable[[int], Tokenize | Count | Detokenize]) -> Tokenized:
         async with aclosing(self._client.ask(lambda id, _: make(id))) as events:
             async for _, event in events:
@@ -217,7 +250,12 @@ class ChatModel:
         raise AssertionError("the worker answers or fails")
 
     async def _answered(
-        self, make: Callable[[int, int], Generate], answers: Sequence[Answer | TextAnswer], *, has_usage: bool
+        self,
+        make: Callable[[int, int], Generate],
+        answers: Sequence[Answer | TextAnswer],
+        spent: Spent | None,
+        *,
+        has_usage: bool,
     ) -> AsyncGenerator[Chunk]:
         """The chunks of all answers, as they come."""
         with self.statistics.request() as counted:
@@ -229,10 +267,14 @@ class ChatModel:
                         case Progress():
                             answer.n_prompt, answer.n_cached = event.n_prompt, event.n_cached
                             counted.progress(number, event)
+                            if spent is not None:
+                                spent.n_prompt = usage(answers)["usage"]["prompt_tokens"]
                             for chunk in answer.begin():
                                 yield chunk
                         case Piece():
                             counted.piece(number, event.n_tokens)
+                            if spent is not None:
+                                spent.n_completion += event.n_tokens
                             for chunk in answer.add(event):
                                 yield chunk
                             if answer.is_circling:
@@ -241,6 +283,8 @@ class ChatModel:
                                 for chunk in answer.finish(ended):
                                     yield chunk
                         case Done():
+                            if spent is not None:
+                                spent.n_completion += event.n_completion - counted.n_tokens(number)
                             counted.done(number, event)
                             for chunk in answer.finish(event):
                                 yield chunk

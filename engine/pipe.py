@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 MAX_FRAME_BYTES: Final = 32 << 20  # prompts are limited far below this; more is a broken stream
+DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
 _HEADER_BYTES: Final = 4
 
 # -- to the worker

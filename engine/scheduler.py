@@ -14,10 +14,9 @@ from typing import Final, Literal
 from engine.errors import BadRequest, ContextOverflow, ModelBusy
 from engine.native import Grammar, NativeModel, Sampler
 from engine.pace import Pace
-from engine.pipe import Done, FromWorker, Generate, Piece, Progress, TokenChance
+from engine.pipe import DEFAULT_MAX_TOKENS, Done, FromWorker, Generate, Piece, Progress, TokenChance
 from engine.shelf import Shelf, common
 
-DEFAULT_MAX_TOKENS: Final = 2_048  # of an answer whose request names no limit
 PROMPT_CHUNK: Final = 128  # prompt tokens a step at most while others write
 WAITING_PER_SEQUENCE: Final = 8  # length of the queue
 SEEN_CHARS: Final = 256  # of an answer, searched for triggers

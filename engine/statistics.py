@@ -6,8 +6,21 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from engine.pipe import Done, Progress
+
+
+@dataclass
+class Spent:
+    """The tokens of one request so far, as its usage counts them."""
+
+    n_prompt: int = 0
+    n_completion: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.n_prompt + self.n_completion
 
 
 class Statistics:

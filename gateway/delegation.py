@@ -34,6 +34,7 @@ from gateway.settings import Settings
 from gateway.upstream import Notice
 from gateway.wire import envelope
 from gateway.wire.envelope import WireError
+from policies import Principal
 
 CLIENT: Final = "lockgate delegate"
 MAX_AT_ONCE: Final = 8
@@ -141,7 +142,7 @@ class Delegate:
         receipt = _Receipt(header, budget, progress)
         with await to_thread.run_sync(Transcript.create, self._settings.transcripts_dir, header) as transcript:
             async with (
-                self._model(header.model) as generate,
+                self._model(header.model, caller.principal) as generate,
                 aclosing(carry_out(header, transcript, generate, call_tool)) as events,
             ):
                 async for event in events:
@@ -149,14 +150,14 @@ class Delegate:
         return receipt.result()
 
     @asynccontextmanager
-    async def _model(self, ref: str) -> AsyncIterator[GenerateChunks]:
+    async def _model(self, ref: str, who: Principal) -> AsyncIterator[GenerateChunks]:
         if is_elsewhere(ref):
             async with RemoteModel(ref) as remote:
-                yield remote.chat
+                yield lambda request: self._models.elsewhere(ref, request, remote.chat, who=who)
             return
 
         def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-            return self._models.chat({**request, "model": ref})
+            return self._models.chat({**request, "model": ref}, who=who)
 
         yield generate
 

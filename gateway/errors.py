@@ -13,6 +13,7 @@ Knows no transport: the wire decides how each looks to a client.
     │   ├── BadCursor          a pagination cursor that this gateway did not issue
     │   ├── Denied             a visible tool, refused by policy
     │   └── AlreadyDecided     a call that waited for a person does so no more
+    ├── LimitReached           a quota of tokens has no room; the caller waits, or asks for less
     ├── UpstreamError          a server behind the gateway misbehaved
     │   ├── UpstreamUnavailable    it could not be started or reached; nothing was sent
     │   │   ├── CredentialMissing      a secret or a sign-in is lacking; whoever has it sets it
@@ -75,6 +76,22 @@ class Denied(DoorError):
 
 class AlreadyDecided(DoorError):
     """The call was approved or refused by somebody else, or waits no more."""
+
+
+class LimitReached(GatewayError):
+    """A quota of tokens has no room for a request, which the model did not see."""
+
+    def __init__(self, limit: str, wait_s: int, n: int, *, is_never: bool) -> None:
+        """
+        Args:
+            n: the tokens that the request may use.
+            is_never: they are more than the whole quota.
+        """
+        smaller = "name a smaller max_tokens or send less text"
+        what = f"; {smaller}" if is_never else f"; {smaller}, or try again in {wait_s} seconds"
+        super().__init__(f"The limit {limit} has no room for the up to {n} tokens of this request{what}")
+        self.limit = limit
+        self.wait_s = wait_s
 
 
 class UpstreamError(GatewayError):

@@ -56,6 +56,7 @@ from gateway.runtimes.remote import RemoteRuntime
 from gateway.secrets import EnvironmentSecrets, Secrets
 from gateway.settings import Settings
 from gateway.stores import open_stores
+from gateway.tokenquotas import TokenQuotas
 from gateway.vault import SECRET, Place, Vault
 from policies import CedarEngine, Principal
 from policies.limits import Limit
@@ -144,7 +145,9 @@ class Gateway:
         """From the next call on these limits hold."""
         if found != self.limits.limits:
             self.limits.follow(found)
-        self.door.limits = self.limits if found else None
+            self.quotas.follow(found)
+        self.door.limits = self.limits if not all(limit.tokens for limit in found) else None
+        self.models.quotas = self.quotas if self.quotas.limits else None
 
     def _policy(self, catalog: Catalog) -> CedarEngine:
         """
@@ -184,9 +187,10 @@ class Gateway:
             self.door = Door(policy, self.audit, credentials, page_size=self.settings.page_size)
             self.limits = Limits(self.database)
             await self.limits.open()
-            self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
             await self._open_runtimes(stack)
             self.models = await stack.enter_async_context(Models(self.settings))
+            self.quotas = TokenQuotas(self.database)
+            self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.reviews = Reviews(self.settings.catalog_lock, state / DEFINITIONS, self._kept_back)

@@ -133,7 +133,7 @@ class Limits:
             async with self._database.begin() as connection:
                 for limit in quotas:
                     row = {"name": limit.name, "who": limit.key(who), "span": span(limit.window, now), "used": 1}
-                    if (await connection.execute(self._count(row, limit.n))).rowcount != 1:
+                    if (await connection.execute(count(self._database, row, limit.n))).rowcount != 1:
                         raise _Spent(Reached(limit.name, left_s(limit.window, now)))
         except _Spent as exc:
             return exc.reached
@@ -141,21 +141,24 @@ class Limits:
             raise errors.UpstreamUnavailable("what limits count cannot be written to the database") from exc
         return None
 
-    def _count(self, row: Mapping[str, Any], at_most: int) -> Any:
-        """One statement that counts up to the quota and no further, whoever else counts at the same time."""
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
-        statement = insert(spending).values(row)
-        return statement.on_conflict_do_update(
-            index_elements=["name", "who", "span"],
-            set_={"used": spending.c.used + 1},
-            where=spending.c.used < at_most,
-        )
-
     async def open(self) -> None:
         """Forget what was used long ago."""
         before = datetime.fromtimestamp(self._today(), UTC) - timedelta(days=62)
         async with self._database.begin() as connection:
             await connection.execute(delete(spending).where(spending.c.span < before.strftime("%Y-%m")))
+
+
+def count(database: Database, row: Mapping[str, Any], at_most: int) -> Any:
+    """One statement that counts up to the quota and no further, whoever else counts at the same time.
+
+    The `used` of the row is added to what was used; by itself it is within the quota."""
+    insert = sqlite.insert if database.is_sqlite else postgresql.insert
+    statement = insert(spending).values(row)
+    return statement.on_conflict_do_update(
+        index_elements=["name", "who", "span"],
+        set_={"used": spending.c.used + row["used"]},
+        where=spending.c.used <= at_most - row["used"],
+    )
 
 
 class _Spent(Exception):

@@ -23,6 +23,7 @@ _KINDS: Final = {
     400: "invalid_request_error",
     404: "not_found_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
 }
 _NOT_TEXT: Final = ("tool_use", "thinking", "redacted_thinking")
@@ -111,12 +112,12 @@ class AnthropicApi:
     async def messages(self, request: Request) -> Response:
         asked = convert(await read_object(request), MessagesRequest)
         chat = chat_request(asked)
-        owner = self._principal_of(request.scope).id
+        who = self._principal_of(request.scope)
         made = _Made(asked.model or self._models.default)
         if asked.stream:
-            chunks = self._models.chat(chat, owner=owner)
+            chunks = self._models.chat(chat, who=who)
             return await streamed(told(made, chunks), "text/event-stream", _failed)
-        return JSONResponse(made.whole(await self._models.complete(chat, owner=owner)))
+        return JSONResponse(made.whole(await self._models.complete(chat, who=who)))
 
     async def count_tokens(self, request: Request) -> Response:
         body = await read_object(request)

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from engine import EngineError, ModelBusy, ModelNotFound, NoMemory, WorkerDied
 from engine.errors import BadRequest
+from gateway import errors
 from policies import Principal
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -83,7 +84,11 @@ def status_of(exc: EngineError) -> tuple[int, str]:
             return 500, "engine_error"
 
 
-def failure(exc: EngineError | Refused, shape: ErrorShape) -> Response:
+def failure(exc: EngineError | Refused | errors.GatewayError, shape: ErrorShape) -> Response:
+    if isinstance(exc, errors.LimitReached):
+        return JSONResponse(shape(429, str(exc), "insufficient_quota"), 429, {"Retry-After": str(exc.wait_s)})
+    if isinstance(exc, errors.GatewayError):
+        return JSONResponse(shape(503, str(exc), "server_busy"), 503, {"Retry-After": str(RETRY_AFTER_S)})
     status, kind = (exc.status, "invalid_request_error") if isinstance(exc, Refused) else status_of(exc)
     wait_s = exc.retry_after_s if isinstance(exc, ModelBusy) else RETRY_AFTER_S
     headers = {"Retry-After": str(wait_s)} if status == 503 else None
@@ -96,7 +101,7 @@ def guarded(handler: Handler, shape: ErrorShape) -> Handler:
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
-        except (EngineError, Refused) as exc:
+        except (EngineError, Refused, errors.LimitReached, errors.UpstreamUnavailable) as exc:
             return failure(exc, shape)
 
     return answered

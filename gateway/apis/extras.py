@@ -47,7 +47,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
-    api = ExtrasApi(models)
+    api = ExtrasApi(models, principal_of)
     found = [Route(path, guarded(api.rerank, error), methods=["POST"]) for path in ("/v1/rerank", "/rerank")]
     return [
         *found,
@@ -60,14 +60,15 @@ def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
 class ExtrasApi:
     """The handlers, over the gateway's models."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
         self._models = models
+        self._principal_of = principal_of
 
     async def rerank(self, request: Request) -> Response:
         """By the likeness of vectors: the model reads query and documents, not the pair."""
         asked = convert(await read_object(request), RerankRequest)
-        async with self._models.use(asked.model) as model:
-            found = await model.embed([asked.query, *asked.documents])
+        texts = [asked.query, *asked.documents]
+        ref, found = await self._models.embed(asked.model, texts, who=self._principal_of(request.scope))
         query, *documents = found.vectors
         scores = [sum(a * b for a, b in zip(query, document, strict=True)) for document in documents]
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
@@ -75,7 +76,7 @@ class ExtrasApi:
         if asked.return_documents:
             results = [{**one, "document": {"text": asked.documents[one["index"]]}} for one in results]
         usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
-        return JSONResponse({"object": "list", "model": model.model.ref, "results": results, "usage": usage})
+        return JSONResponse({"object": "list", "model": ref, "results": results, "usage": usage})
 
     async def tokenize(self, request: Request) -> Response:
         asked = convert(await read_object(request), TokenizeRequest)

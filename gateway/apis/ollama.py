@@ -193,8 +193,8 @@ class OllamaApi:
         asked = convert(await read_object(request), EmbedRequest)
         began = time.monotonic()
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        async with self._models.use(asked.model, kept_s=_kept_s(asked.keep_alive)) as model:
-            found = await model.embed(texts)
+        who, kept_s = self._principal_of(request.scope), _kept_s(asked.keep_alive)
+        _, found = await self._models.embed(asked.model, texts, who=who, kept_s=kept_s)
         return JSONResponse(
             {
                 "model": asked.model,
@@ -206,8 +206,8 @@ class OllamaApi:
         )
 
     async def _answer(self, request: Request, asked: _Common, body: dict[str, Any], made: _Made) -> Response:
-        owner, kept_s = self._principal_of(request.scope).id, _kept_s(asked.keep_alive)
-        chunks = self._models.chat(body, owner=owner, kept_s=kept_s)
+        who, kept_s = self._principal_of(request.scope), _kept_s(asked.keep_alive)
+        chunks = self._models.chat(body, who=who, kept_s=kept_s)
         if asked.stream:
             return await streamed(_lines(made, chunks), _MEDIA_TYPE, _failed)
         whole: dict[str, Any] = {}

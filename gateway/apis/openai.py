@@ -73,23 +73,22 @@ class OpenAiApi:
 
     async def chat_completions(self, request: Request) -> Response:
         asked = await read_object(request)
-        owner = self._principal_of(request.scope).id
+        who = self._principal_of(request.scope)
         if not asked.get("stream"):
-            return JSONResponse(await self._models.complete(asked, owner=owner))
-        return await streamed(_events(self._models.chat(asked, owner=owner)), "text/event-stream", _failed)
+            return JSONResponse(await self._models.complete(asked, who=who))
+        return await streamed(_events(self._models.chat(asked, who=who)), "text/event-stream", _failed)
 
     async def completions(self, request: Request) -> Response:
         asked = await read_object(request)
-        owner = self._principal_of(request.scope).id
+        who = self._principal_of(request.scope)
         if not asked.get("stream"):
-            return JSONResponse(await self._models.complete_text(asked, owner=owner))
-        return await streamed(_events(self._models.continue_text(asked, owner=owner)), "text/event-stream", _failed)
+            return JSONResponse(await self._models.complete_text(asked, who=who))
+        return await streamed(_events(self._models.continue_text(asked, who=who)), "text/event-stream", _failed)
 
     async def embeddings(self, request: Request) -> Response:
         asked = convert(await read_object(request), EmbeddingRequest)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        async with self._models.use(asked.model) as model:
-            found = await model.embed(texts)
+        ref, found = await self._models.embed(asked.model, texts, who=self._principal_of(request.scope))
         width = len(found.vectors[0])
         if asked.dimensions not in (None, width):
             raise Refused(400, f"this model's vectors have {width} dimensions, and only these are given")
@@ -98,7 +97,6 @@ class OpenAiApi:
             for index, vector in enumerate(found.vectors)
         ]
         usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
-        ref = model.model.ref
         return JSONResponse({"object": "list", "data": data, "model": ref, "usage": usage})
 
 

@@ -66,9 +66,9 @@ class ResponsesApi:
     async def create(self, request: Request) -> Response:
         asked = convert(await read_object(request), ResponseRequest)
         chat = chat_request(asked)
-        owner = self._principal_of(request.scope).id
+        who = self._principal_of(request.scope)
         made = _Made(asked, asked.model or self._models.default)
-        chunks = self._models.chat(chat, owner=owner)
+        chunks = self._models.chat(chat, who=who)
         if asked.stream:
             return await streamed(told(made, chunks), "text/event-stream", made.failed)
         async with aclosing(chunks):

@@ -204,7 +204,7 @@ async def test_a_limit_for_all_together_is_one_count(tmp_path: Path) -> None:
         ({"rate": "60"}, "60 per minute"),
         ({"rate": "0 per minute"}, "60 per minute"),
         ({"rate": "5 per day"}, "a rate is per second"),
-        ({"calls": "5 per hour"}, "calls are per day"),
+        ({"calls": "5 per hour"}, "calls and tokens are per day"),
         ({}, "one of them"),
         ({"rate": "5 per hour", "calls": "5 per day"}, "one of them"),
         ({"rate": "5 per hour", "server": "gone"}, "not in the catalogue"),
