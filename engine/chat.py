@@ -78,6 +78,7 @@ class ChatModel:
             n_sequences=n_sequences,
             n_threads=n_threads or default_threads(),
             n_gpu_layers=n_gpu_layers,
+            more_paths=tuple(str(path.resolve()) for path in model.more_paths),
         )
         self._client = WorkerClient(self._load)
 

@@ -177,7 +177,7 @@ class _Worker:
 
     async def _watch(self, scope: anyio.CancelScope, pid: int) -> None:
         """End a worker that says nothing although it has something to do, or that somebody has stopped."""
-        size_bytes = await anyio.to_thread.run_sync(_size, self._load.path)
+        size_bytes = await anyio.to_thread.run_sync(_size, self._load.paths)
         stall_s = STALL_S + STALL_S_PER_GB * size_bytes / 1e9
         n_stopped = 0
         while True:
@@ -281,9 +281,9 @@ def _n_oom_kills() -> int:
         return 0
 
 
-def _size(path: str) -> int:
+def _size(paths: Sequence[Path]) -> int:
     with suppress(OSError):
-        return Path(path).stat().st_size
+        return sum(path.stat().st_size for path in paths)
     return 0
 
 

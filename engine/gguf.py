@@ -34,8 +34,20 @@ _FILE_TYPES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Which part of a model a file is: its number from 0, how many there are, and the tensors of all together."""
+
+    number: int
+    count: int
+    n_tensors: int
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file says about itself; arrays (vocabulary, merges) are checked and skipped."""
+    """What a GGUF file says about itself; arrays (vocabulary, merges) are checked and skipped.
+
+    Only the first part of a split model says what kind of model it is: `architecture` of the others is empty.
+    """
 
     version: int
     architecture: str
@@ -45,6 +57,8 @@ class GGUFHeader:
     n_tensors: int
     chat_template: str | None
     metadata: Mapping[str, Scalar]
+    tensor_names: frozenset[str] = frozenset()
+    split: Split | None = None
 
 
 class _Reader:
@@ -124,9 +138,10 @@ def _parse(reader: _Reader, size_bytes: int) -> GGUFHeader:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment > 1 << 16 or alignment & (alignment - 1):
         raise BadModelFile(f"general.alignment is {alignment!r}; a power of two from 8 to 65536 is expected")
-    n_parameters = _tensors(reader, n_tensors, size_bytes, alignment)
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    n_parameters, names = _tensors(reader, n_tensors, size_bytes, alignment)
+    split = _split(metadata)
+    architecture = metadata.get("general.architecture", "")
+    if not isinstance(architecture, str) or not (architecture or (split and split.number)):
         raise BadModelFile("general.architecture is missing: the file does not say what kind of model it is")
     context_length = metadata.get(f"{architecture}.context_length", 0)
     file_type = metadata.get("general.file_type")
@@ -140,7 +155,19 @@ def _parse(reader: _Reader, size_bytes: int) -> GGUFHeader:
         n_tensors=n_tensors,
         chat_template=template if isinstance(template, str) else None,
         metadata=metadata,
+        tensor_names=names,
+        split=split,
     )
+
+
+def _split(metadata: Mapping[str, Scalar]) -> Split | None:
+    """What the file says of being a part."""
+    number, count, n_tensors = (metadata.get(f"split.{key}") for key in ("no", "count", "tensors.count"))
+    if count in (None, 0, 1):  # parts that were merged again say 0
+        return None
+    if type(number) is not int or type(count) is not int or type(n_tensors) is not int or not 0 <= number < count:
+        raise BadModelFile(f"the file says it is part {number!r} of {count!r} of a split model: that cannot be")
+    return Split(number, count, n_tensors)
 
 
 def _value(reader: _Reader, kind: int, key: str) -> Scalar | None:
@@ -164,8 +191,8 @@ def _value(reader: _Reader, kind: int, key: str) -> Scalar | None:
     return None
 
 
-def _tensors(reader: _Reader, n_tensors: int, size_bytes: int, alignment: int) -> int:
-    """Check the tensor table; return the number of weights in all tensors."""
+def _tensors(reader: _Reader, n_tensors: int, size_bytes: int, alignment: int) -> tuple[int, frozenset[str]]:
+    """Check the tensor table; return the number of weights in all tensors, and their names."""
     names: set[str] = set()
     last_offset = 0
     total = 0
@@ -191,4 +218,4 @@ def _tensors(reader: _Reader, n_tensors: int, size_bytes: int, alignment: int) -
     data_start = -(-reader.position // alignment) * alignment
     if n_tensors and data_start + last_offset >= size_bytes:
         raise BadModelFile(f"the file has {size_bytes} bytes but its tensors reach further: it is cut short")
-    return total
+    return total, frozenset(names)

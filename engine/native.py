@@ -48,9 +48,16 @@ class NativeModel:
     """A loaded model and its context. Owned by one thread; freed with the process."""
 
     def __init__(
-        self, path: Path, *, n_cells: int, n_sequences: int, n_threads: int, n_batch: int, n_gpu_layers: int = -1
+        self,
+        paths: Sequence[Path],
+        *,
+        n_cells: int,
+        n_sequences: int,
+        n_threads: int,
+        n_batch: int,
+        n_gpu_layers: int = -1,
     ) -> None:
-        """`n_gpu_layers` below 0 means all; without a GPU in the build it has no effect.
+        """`paths` are the files of the model in order. `n_gpu_layers` below 0 means all, where there is a GPU.
 
         Raises: BadModelFile if llama.cpp refuses the file or the context.
         """
@@ -58,7 +65,9 @@ class NativeModel:
         llama.llama_backend_init()
         how = llama.llama_model_default_params()
         how.n_gpu_layers = n_gpu_layers
-        self._model = llama.llama_model_load_from_file(str(path).encode(), how)
+        names = (ctypes.c_char_p * len(paths))(*[str(path).encode() for path in paths])
+        self._model = llama.llama_model_load_from_splits(names, len(paths), how)
+        path = paths[0]
         if not self._model:
             raise BadModelFile(f"llama.cpp could not load {path.name} ({self._log.last_error or 'no reason given'})")
         params = llama.llama_context_default_params()

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from engine.parts import PART_NAME
+
 _WEIGHTS: Final = "application/vnd.ollama.image.model"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -35,7 +37,16 @@ class Neighbour:
 
     @property
     def size_bytes(self) -> int:
-        return self.path.stat().st_size
+        """Of a split model, of all its parts that are there."""
+        part = PART_NAME.fullmatch(self.path.name)
+        if self.sha256 is not None or part is None:
+            return self.path.stat().st_size
+        found = [
+            file
+            for file in self.path.parent.iterdir()
+            if (one := PART_NAME.fullmatch(file.name)) and (one["name"], one["count"]) == (part["name"], part["count"])
+        ]
+        return sum(file.stat().st_size for file in found)
 
 
 def neighbours(home: Path) -> Iterator[Neighbour]:
@@ -64,6 +75,10 @@ def _of_ollama(root: Path) -> Iterator[Neighbour]:
 
 def _of_llama_cpp(root: Path) -> Iterator[Neighbour]:
     for path in sorted(root.glob("*.gguf")):
-        name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+        part = PART_NAME.fullmatch(path.name)
+        if part and int(part["number"]) != 1:
+            continue  # the first stands for all
+        stem = part["name"] if part else path.stem
+        name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
         if name:
             yield Neighbour("llama.cpp", f"{name}:latest", path, None)

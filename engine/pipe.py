@@ -3,6 +3,7 @@
 Knows nothing of processes or models. A frame is a 4-byte big-endian length and one msgpack message."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -24,6 +25,12 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     n_sequences: int
     n_threads: int
     n_gpu_layers: int = -1  # all, where the build can use a GPU
+    more_paths: tuple[str, ...] = ()  # the other parts of a split model, in order
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the model."""
+        return [Path(path) for path in (self.path, *self.more_paths)]
 
 
 class Sampling(msgspec.Struct, frozen=True):

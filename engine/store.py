@@ -20,6 +20,7 @@ import msgspec
 
 from engine.errors import BadModelFile, EngineError, ModelNotFound
 from engine.gguf import GGUFHeader, Scalar, read_header
+from engine.parts import MAX_PARTS, files_of, in_order, joined
 from engine.sources import KnownModel, fetch
 
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -33,6 +34,7 @@ WEIGHTS_TYPES: Final = frozenset(
 )
 """Ours, and those of other makers of model artifacts."""
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+FILE_PATH: Final = "org.cncf.model.filepath"
 MAX_DOCUMENT_BYTES: Final = 4 << 20  # manifests, configs, templates: all are small
 _CHUNK_BYTES: Final = 1 << 20
 _TEMPORARY: Final = ".import-"
@@ -52,7 +54,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """One model of the store; `path` is the weights blob, `digest` its "sha256:…"."""
+    """One model of the store; `path` is the weights blob, `digest` its "sha256:…".
+
+    Of a split model `path` is the first part, `more_paths` are the others in order, `digest` is that of the manifest.
+    """
 
     ref: str
     path: Path
@@ -66,6 +71,7 @@ class StoredModel:
     chat_template: str | None
     license: str | None
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    more_paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,11 @@ def parse_manifest(content: bytes) -> Manifest:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as exc:
         raise BadModelFile(f"the manifest is not one of a model: {exc}") from exc
-    n_weights = sum(layer.media_type in WEIGHTS_TYPES for layer in manifest.layers)
-    if n_weights != 1:
-        raise BadModelFile(f"the artifact has {n_weights} layers of GGUF weights; exactly one is supported")
+    weights = [layer.digest for layer in manifest.layers if layer.media_type in WEIGHTS_TYPES]
+    if not 0 < len(weights) <= MAX_PARTS:
+        raise BadModelFile(f"the artifact has {len(weights)} layers of GGUF weights; 1 to {MAX_PARTS} are accepted")
+    if len(set(weights)) != len(weights):
+        raise BadModelFile("the artifact names the same layer of GGUF weights twice")
     for descriptor in (manifest.config, *manifest.layers):
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", descriptor.digest) or descriptor.size < 0:
             raise BadModelFile("the manifest names a blob without a sha256 digest")
@@ -147,6 +155,7 @@ class ModelStore:
         self.root = root
         self.known: Mapping[str, KnownModel] = known or {}
         self._blobs = root / "blobs" / "sha256"
+        self._orders: dict[str, list[int]] = {}  # of the weights of split models, by manifest
 
     def list(self) -> Sequence[StoredModel]:
         """All models, by name."""
@@ -182,10 +191,16 @@ class ModelStore:
     ) -> StoredModel:
         """Take a GGUF file into the store under `ref`, replacing an earlier model of that name.
 
+        Of a split model any part stands for all: the others must lie beside it.
+
         A `disposable` file on the same file system is moved, any other is cloned or copied. An interrupted import
         leaves nothing visible. Raises: BadModelFile if the file is no GGUF model or not the one promised.
         """
-        return self._import([path], ref, sha256, size_bytes, license, parameters, disposable, chat_template)
+        files = files_of(path)
+        if len(files) > 1 and (sha256 is not None or size_bytes is not None):
+            raise BadModelFile(f"{path.name} is one of {len(files)} parts; a digest or size promises a single file")
+        pieces = [[file] for file in files]
+        return self._import(pieces, ref, sha256, size_bytes, license, parameters, disposable, chat_template)
 
     def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """Bring a known model into the store; one already there is returned as it is.
@@ -268,10 +283,9 @@ class ModelStore:
         decoded = parse_manifest(manifest)
         self._prepare()
         try:
-            for descriptor in (decoded.config, *decoded.layers):
-                source = folder / descriptor.digest.partition(":")[2]
-                if descriptor.media_type in WEIGHTS_TYPES and source.exists():
-                    read_header(source)
+            weights = [self._blob(layer.digest) for layer in decoded.layers if layer.media_type in WEIGHTS_TYPES]
+            arrived = [folder / blob.name for blob in weights]
+            in_order([read_header(new if new.exists() else old) for new, old in zip(arrived, weights, strict=True)])
             with self._locked():
                 for descriptor in (decoded.config, *decoded.layers):
                     target = self._blob(descriptor.digest)
@@ -306,10 +320,11 @@ class ModelStore:
     def verify(self, ref: str) -> None:
         """Read the weights of `ref` again. Raises: BadModelFile if they no longer match their digest."""
         model = self.get(ref)
-        with model.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"sha256:{digest}" != model.digest:
-            raise BadModelFile(f"the weights of {ref} are damaged on disk; remove the model and pull it again")
+        for path in (model.path, *model.more_paths):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != path.name:  # blobs are named by their digests
+                raise BadModelFile(f"the weights of {ref} are damaged on disk; remove the model and pull it again")
 
     # -- reading
 
@@ -338,12 +353,14 @@ class ModelStore:
         ref = entry.annotations[REF_NAME]
         manifest = self._manifest(entry)
         weights = [layer for layer in manifest.layers if layer.media_type in WEIGHTS_TYPES]
-        if len(weights) != 1:
-            raise BadModelFile(f"{ref} has {len(weights)} weight layers; exactly one GGUF layer is supported")
-        path = self._blob(weights[0].digest)
+        if not weights:
+            raise BadModelFile(f"{ref} has no layer of GGUF weights")
         try:
+            for layer in weights:
+                found_bytes = self._blob(layer.digest).stat().st_size
+                if found_bytes != layer.size:
+                    raise BadModelFile(f"weights of {ref} have {found_bytes} bytes, not {layer.size}; pull it again")
             config = msgspec.json.decode(_small_file(self._blob(manifest.config.digest)), type=_Config).config
-            size_bytes = path.stat().st_size
             texts = {
                 layer.media_type: _small_file(self._blob(layer.digest)).decode()
                 for layer in manifest.layers
@@ -351,8 +368,7 @@ class ModelStore:
             }
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
             raise BadModelFile(f"{ref} is incomplete in the store: {exc}; remove it and pull it again") from exc
-        if size_bytes != weights[0].size:
-            raise BadModelFile(f"the weights of {ref} have {size_bytes} bytes, not {weights[0].size}; pull it again")
+        path, *others = self._in_order(entry.digest, [self._blob(layer.digest) for layer in weights])
         metadata: Mapping[str, Scalar] = config.gguf
         if "general.architecture" not in metadata:  # others' artifacts may say less than ours
             metadata = read_header(path).metadata
@@ -361,9 +377,9 @@ class ModelStore:
         return StoredModel(
             ref=ref,
             path=path,
-            digest=weights[0].digest,
+            digest=entry.digest if others else weights[0].digest,
             manifest_digest=entry.digest,
-            size_bytes=size_bytes,
+            size_bytes=sum(layer.size for layer in weights),
             architecture=config.architecture or str(metadata.get("general.architecture", "")),
             quantization=config.quantization,
             parameters=config.parameters,
@@ -371,7 +387,16 @@ class ModelStore:
             chat_template=str(template) if template else None,
             license=license_text.partition("\n")[0].removeprefix("SPDX-License-Identifier: ").strip() or None,
             metadata=metadata,
+            more_paths=tuple(others),
         )
+
+    def _in_order(self, manifest_digest: str, weights: Sequence[Path]) -> Sequence[Path]:
+        """The parts of a model, the first first, whatever the order of its layers."""
+        if len(weights) == 1:
+            return weights
+        if manifest_digest not in self._orders:  # read once: neither manifests nor blobs change
+            self._orders[manifest_digest] = in_order([read_header(path) for path in weights])
+        return [weights[position] for position in self._orders[manifest_digest]]
 
     # -- writing
 
@@ -382,11 +407,11 @@ class ModelStore:
             self._publish(b'{"imageLayoutVersion":"1.0.0"}', marker)
 
     def _import_known(self, known: KnownModel, parts: Sequence[Path]) -> StoredModel:
-        return self._import(parts, known.ref, known.sha256, known.size_bytes, known.license, known.parameters, True)
+        return self._import([parts], known.ref, known.sha256, known.size_bytes, known.license, known.parameters, True)
 
     def _import(
         self,
-        parts: Sequence[Path],
+        files: Sequence[Sequence[Path]],
         ref: str,
         sha256: str | None,
         size_bytes: int | None,
@@ -395,23 +420,34 @@ class ModelStore:
         disposable: bool,
         chat_template: str | None = None,
     ) -> StoredModel:
+        """Each of `files` is what its pieces are together; several are the parts of a split model."""
         wanted = full_ref(ref)
         try:
-            actual_bytes = sum(part.stat().st_size for part in parts)
+            sizes = [sum(piece.stat().st_size for piece in pieces) for pieces in files]
+            actual_bytes = sum(sizes)
             if size_bytes is not None and actual_bytes != size_bytes:
                 raise BadModelFile(f"{wanted} has {actual_bytes} bytes; {size_bytes} were promised")
             self._prepare()
             self._sweep()
-            with self._temporary() as temporary:
-                digest = _gather(parts, temporary, move=disposable and len(parts) == 1)
-                if sha256 is not None and digest != sha256.lower():
-                    raise BadModelFile(f"{wanted} has the SHA-256 {digest}; {sha256} was promised")
-                header = read_header(temporary)
-                temporary.chmod(0o444)
-                _fsync(temporary)
-                temporary.replace(self._blobs / digest)
-            weights = _Descriptor(WEIGHTS_TYPE, f"sha256:{digest}", actual_bytes)
-            layers = [weights]
+            with contextlib.ExitStack() as stack:
+                gathered: list[tuple[Path, str]] = []
+                for pieces in files:
+                    temporary = stack.enter_context(self._temporary())
+                    digest = _gather(pieces, temporary, move=disposable and len(files) == len(pieces) == 1)
+                    if sha256 is not None and digest != sha256.lower():
+                        raise BadModelFile(f"{wanted} has the SHA-256 {digest}; {sha256} was promised")
+                    gathered.append((temporary, digest))
+                headers = [read_header(temporary) for temporary, _ in gathered]
+                order = in_order(headers)
+                header = joined([headers[position] for position in order])
+                for temporary, digest in gathered:
+                    temporary.chmod(0o444)
+                    _fsync(temporary)
+                    temporary.replace(self._blobs / digest)
+            layers = []
+            for position in order:
+                named = {FILE_PATH: files[position][0].name} if len(files) > 1 else {}
+                layers.append(_Descriptor(WEIGHTS_TYPE, f"sha256:{gathered[position][1]}", sizes[position], named))
             license = license or _as_text(header.metadata.get("general.license"))
             if license:
                 layers.append(self._put(f"SPDX-License-Identifier: {license}\n".encode(), LICENSE_TYPE))

@@ -62,7 +62,7 @@ def main() -> None:
     load = inbox.get()
     if not isinstance(load, Load):
         sys.exit("the first message must be Load")
-    given_up = give_up([Path(load.path)])
+    given_up = give_up(load.paths)
     threading.Thread(target=_read, args=(unframer, inbox), name="stdin", daemon=True).start()
     pending = bytearray()
 
@@ -134,7 +134,7 @@ class Worker:
         self._emit = emit
         self._has_template = bool(load.chat_template)
         self._model = NativeModel(
-            Path(load.path),
+            load.paths,
             n_cells=load.n_cells,
             n_sequences=load.n_sequences,
             n_threads=load.n_threads,

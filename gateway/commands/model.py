@@ -139,7 +139,7 @@ def push(
 
 @app.command("import")
 def import_model(
-    path: Annotated[Path | None, typer.Argument(help="A GGUF file.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="A GGUF file, or any part of a split one.")] = None,
     ref: Annotated[str | None, typer.Argument(help="The name to store it under, such as mymodel:q4.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Refuse the file unless it has this digest.")] = None,
     neighbour: Annotated[
@@ -165,7 +165,7 @@ def import_model(
 
 @app.command("package")
 def package(
-    path: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    path: Annotated[Path, typer.Argument(help="A GGUF file, or any part of a split one.")],
     ref: Annotated[str, typer.Argument(help="The name to store it under.")],
     license: Annotated[str | None, typer.Option(help="Its licence, as an SPDX identifier.")] = None,
     template: Annotated[Path | None, typer.Option(help="A file with its chat template, in place of its own.")] = None,
@@ -186,8 +186,10 @@ def tag(ref: str, new: str) -> None:
 def inspect(ref: str) -> None:
     """Print what is known of a model, as JSON."""
     model = store().get(ref)
-    shown = {name: getattr(model, name) for name in model.__dataclass_fields__ if name not in ("path", "metadata")}
-    print_json(shown | {"path": str(model.path), "metadata": dict(model.metadata)})
+    hidden = ("path", "more_paths", "metadata")
+    shown = {name: getattr(model, name) for name in model.__dataclass_fields__ if name not in hidden}
+    files = {"path": str(model.path), "more_paths": [str(path) for path in model.more_paths]}
+    print_json(shown | files | {"metadata": dict(model.metadata)})
 
 
 @app.command("df")

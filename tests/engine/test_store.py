@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def blobs(store: ModelStore) -> set[str]:
-    return {path.name for path in (store.root / "blobs" / "sha256").iterdir()}
+    return {path.name for path in (store.root / "blobs" / "sha256").glob("*")}
 
 
 def test_imported_model_is_found_again(store: ModelStore, gguf_file: Path) -> None:

@@ -9,16 +9,21 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
-from engine import BadModelFile, ModelNotFound, ModelStore
+from engine import BadModelFile, ChatModel, ModelNotFound, ModelStore, StoredModel
+from engine.gguf import read_header
 from gateway.errors import ImageError
 from gateway.modeltrip import pull_model, push_model
 from tests.engine import tiny_gguf as tiny
+from tests.engine.conftest import model_store, smollm2  # noqa: F401  # fixtures
+from tests.engine.splitting import split
 from tests.gateway.cutting import cutting_proxy
 from tests.gateway.registries import TestRegistry, registry
 
-DEADLINE_S = 120
+DEADLINE_S = 300
+ASK = {"messages": [{"role": "user", "content": "Name three colours."}], "temperature": 0, "max_tokens": 24}
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +173,61 @@ def test_hostile_weights_from_a_registry_are_refused_before_they_have_a_name(hub
     with pytest.raises(BadModelFile, match="GGUF version"):
         pull_model(theirs, f"{hub.host}/ai/hostile:1", nothing)
     assert not theirs.list()
+
+
+async def answer(model: StoredModel) -> str:
+    with anyio.fail_after(DEADLINE_S):
+        async with ChatModel(model, n_ctx=512, n_sequences=1) as chat:
+            return str((await chat.complete(ASK))["choices"][0]["message"]["content"])
+
+
+@pytest.mark.model
+@pytest.mark.anyio
+async def test_split_model_travels_in_parts_and_answers_like_the_whole_file(
+    hub: TestRegistry,
+    smollm2: StoredModel,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    files = split(smollm2.path, tmp_path, "smol", 3)
+    mine, theirs = ModelStore(tmp_path / "mine"), ModelStore(tmp_path / "theirs")
+    sent = mine.import_file(files[1], "smol:split")
+    name = f"{hub.host}/ai/smol:split"
+    push_model(mine, "smol:split", name, nothing)
+    got = pull_model(theirs, name, nothing)
+    assert got.manifest_digest == sent.manifest_digest
+    theirs.verify(name)
+    assert [path.read_bytes() for path in (got.path, *got.more_paths)] == [file.read_bytes() for file in files]
+    assert got.size_bytes == sum(file.stat().st_size for file in files)
+    assert (got.architecture, got.context_length) == (smollm2.architecture, smollm2.context_length)
+    assert got.parameters == f"{read_header(smollm2.path).n_parameters / 1e6:.2f} M"
+    assert got.chat_template == smollm2.chat_template
+    assert "split.no" not in got.metadata
+    assert await answer(got) == await answer(smollm2)
+
+
+@pytest.mark.sec("SEC-099")
+def test_artifact_whose_parts_do_not_fit_is_refused(hub: TestRegistry, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny.gguf(tensors=[tiny.tensor(f"w{n}", offset=32 * n) for n in range(6)], data=b"\1" * 192))
+    layers = []
+    for file in split(path, tmp_path, "tiny", 3):
+        content = file.read_bytes()
+        digest = hub.put_blob("ai/parts", content)
+        layers.append({"mediaType": "application/vnd.docker.ai.gguf.v3", "digest": digest, "size": len(content)})
+    whole = path.read_bytes()
+    foreign = layers[0] | {"digest": hub.put_blob("ai/parts", whole), "size": len(whole)}
+    first, second, third = layers
+    theirs = ModelStore(tmp_path / "theirs")
+    for tag, wrong, reason in (
+        ("missing", [first, second], "among 2 weights files"),
+        ("lone", [first], "among 1 weights files"),
+        ("doubled", [first, second, second], "the same layer of GGUF weights twice"),
+        ("foreign", [first, foreign, third], "not part of a split model"),
+    ):
+        hub.put_manifest("ai/parts", tag, wrong)
+        with pytest.raises(BadModelFile, match=reason):
+            pull_model(theirs, f"{hub.host}/ai/parts:{tag}", nothing)
+        assert not theirs.list()
+    hub.put_manifest("ai/parts", "mixed", [third, first, second])
+    got = pull_model(theirs, f"{hub.host}/ai/parts:mixed", nothing)
+    assert [f"sha256:{part.name}" for part in (got.path, *got.more_paths)] == [one["digest"] for one in layers]
