@@ -55,6 +55,20 @@ async def test_answers_follow_a_schema(llama: ollama.AsyncClient) -> None:
     jsonschema.validate(json.loads(answer.message.content or ""), SCHEMA)
 
 
+async def test_options_hold(llama: ollama.AsyncClient) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "Name a colour."}
+    warm = {"temperature": 1.0, "seed": 5, "num_predict": 12}
+    first, second = [(await llama.generate(**asked, options=warm)).response for _ in range(2)]
+    assert first == second
+    plain = {"temperature": 0, "num_predict": 12}
+    whole = (await llama.generate(**asked, options=plain)).response
+    stop = whole[len(whole) // 2 :][:4]
+    cut = await llama.generate(**asked, options=plain | {"stop": [stop]})
+    assert (cut.response, cut.done_reason) == (whole[: whole.index(stop)], "stop")
+    shaped = await llama.generate(**asked, options=plain | {"num_predict": 60}, format=SCHEMA)
+    jsonschema.validate(json.loads(shaped.response), SCHEMA)
+
+
 async def test_tools_may_be_called(llama: ollama.AsyncClient) -> None:
     """A model so small may answer in words; its calls, if it makes any, fit."""
     asked = ASK | {"messages": [{"role": "user", "content": "Weather in Paris?"}], "options": {"num_predict": 80}}

@@ -111,12 +111,18 @@ async def test_stop_strings_end_the_answer(gpt: openai.AsyncOpenAI) -> None:
     cut = await gpt.chat.completions.create(**ASK, stop=[stop])
     assert cut.choices[0].message.content == whole[: whole.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
+    stream = await gpt.chat.completions.create(**ASK, stop=[stop], stream=True)
+    text = "".join([one.delta.content or "" async for chunk in stream for one in chunk.choices])
+    assert text == cut.choices[0].message.content
 
 
 async def test_answers_follow_a_json_schema(gpt: openai.AsyncOpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     answer = await gpt.chat.completions.create(**ASK | {"max_tokens": 60}, response_format=form)
     jsonschema.validate(json.loads(answer.choices[0].message.content or ""), SCHEMA)
+    stream = await gpt.chat.completions.create(**ASK | {"max_tokens": 60}, response_format=form, stream=True)
+    text = "".join([one.delta.content or "" async for chunk in stream for one in chunk.choices])
+    assert text == answer.choices[0].message.content
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "time"}}])
@@ -163,6 +169,12 @@ async def test_text_is_completed(gpt: openai.AsyncOpenAI) -> None:
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     assert both.usage
     assert both.usage.completion_tokens == 32
+    warm = asked | {"temperature": 1.0, "seed": 3}
+    first, second = [(await gpt.completions.create(**warm)).choices[0].text for _ in range(2)]
+    assert first == second
+    plain = (await gpt.completions.create(**asked)).choices[0].text
+    stop = plain[len(plain) // 2 :][:3]
+    assert (await gpt.completions.create(**asked, stop=[stop])).choices[0].text == plain[: plain.index(stop)]
 
 
 async def test_likeness_of_vectors_is_that_of_texts(gpt: openai.AsyncOpenAI) -> None:
