@@ -24,6 +24,7 @@ TOOLS: list[Any] = [
 
 
 async def test_message_streams_what_it_answers_whole(claude: anthropic.AsyncAnthropic) -> None:
+    await claude.messages.create(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await claude.messages.create(**ASK)
     assert whole.content[0].type == "text"
     assert whole.stop_reason in ("end_turn", "max_tokens")

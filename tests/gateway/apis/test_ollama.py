@@ -31,6 +31,7 @@ async def test_models_are_listed_and_shown(llama: ollama.AsyncClient) -> None:
 
 
 async def test_chat_streams_what_it_answers_whole(llama: ollama.AsyncClient) -> None:
+    await llama.chat(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await llama.chat(**ASK)
     assert whole.message.content
     assert whole.done
@@ -44,6 +45,7 @@ async def test_chat_streams_what_it_answers_whole(llama: ollama.AsyncClient) -> 
 
 async def test_text_is_generated(llama: ollama.AsyncClient) -> None:
     asked = {"model": MODEL, "prompt": "Name a colour.", "system": "Be brief.", "options": ASK["options"]}
+    await llama.generate(**asked)  # from now on both find the prompt in the cache, and compute alike
     whole = await llama.generate(**asked)
     parts = [part async for part in await llama.generate(**asked, stream=True)]
     assert "".join(part.response for part in parts) == whole.response

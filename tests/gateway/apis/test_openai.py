@@ -41,6 +41,7 @@ async def test_models_are_listed_and_shown(gpt: openai.AsyncOpenAI) -> None:
 
 
 async def test_chat_streams_what_it_answers_whole(gpt: openai.AsyncOpenAI) -> None:
+    await gpt.chat.completions.create(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await gpt.chat.completions.create(**ASK)
     stream = await gpt.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
@@ -158,6 +159,7 @@ async def test_tools_are_not_called_where_the_choice_is_none(gpt: openai.AsyncOp
 
 async def test_text_is_completed(gpt: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "prompt": "One, two, three,", "temperature": 0, "max_tokens": 8}
+    await gpt.completions.create(**asked)  # from now on both find the prompt in the cache, and compute alike
     whole = await gpt.completions.create(**asked, echo=True, logprobs=2)
     assert whole.choices[0].text.startswith("One, two, three,")
     assert whole.choices[0].logprobs
@@ -190,6 +192,7 @@ async def test_likeness_of_vectors_is_that_of_texts(gpt: openai.AsyncOpenAI) -> 
 
 async def test_response_streams_what_it_answers_whole(gpt: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "instructions": "Be brief.", "input": "Name a colour.", "temperature": 0}
+    await gpt.responses.create(**asked, max_output_tokens=16)  # both find the prompt in the cache, and compute alike
     whole = await gpt.responses.create(**asked, max_output_tokens=16)
     assert whole.output_text
     assert whole.usage
