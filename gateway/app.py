@@ -133,7 +133,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/p/{profile}/mcp", mcp),
-            *model_routes(gateway.models, endpoint.principal_of),
+            *model_routes(gateway.models, gateway.model_uses, endpoint.principal_of),
             Route("/healthz", health),
             *admin.routes(),
             *ConnectPages(gateway.signins, gateway.signed_in).routes(),

@@ -90,6 +90,14 @@ class Record(msgspec.Struct, gc=False):
         )  # fmt: skip
 
 
+class ModelRecord(Record, gc=False):
+    """One use of a language model: `name` and `item` are its name, `entry_digest` is of its weights. What is said to it
+    and what it says is nowhere."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class Start(msgspec.Struct, gc=False):
     """A call that is about to be sent to its server. The record of its end has the same `call`."""
 

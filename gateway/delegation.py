@@ -34,7 +34,6 @@ from gateway.settings import Settings
 from gateway.upstream import Notice
 from gateway.wire import envelope
 from gateway.wire.envelope import WireError
-from policies import Principal
 
 CLIENT: Final = "lockgate delegate"
 MAX_AT_ONCE: Final = 8
@@ -142,7 +141,7 @@ class Delegate:
         receipt = _Receipt(header, budget, progress)
         with await to_thread.run_sync(Transcript.create, self._settings.transcripts_dir, header) as transcript:
             async with (
-                self._model(header.model, caller.principal) as generate,
+                self._model(own, header.model) as generate,
                 aclosing(carry_out(header, transcript, generate, call_tool)) as events,
             ):
                 async for event in events:
@@ -150,14 +149,14 @@ class Delegate:
         return receipt.result()
 
     @asynccontextmanager
-    async def _model(self, ref: str, who: Principal) -> AsyncIterator[GenerateChunks]:
+    async def _model(self, caller: Caller, ref: str) -> AsyncIterator[GenerateChunks]:
         if is_elsewhere(ref):
             async with RemoteModel(ref) as remote:
-                yield lambda request: self._models.elsewhere(ref, request, remote.chat, who=who)
+                yield lambda request: self._models.elsewhere(ref, request, remote.chat, by=caller)
             return
 
         def generate(request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-            return self._models.chat({**request, "model": ref}, who=who)
+            return self._models.chat({**request, "model": ref}, by=caller)
 
         yield generate
 

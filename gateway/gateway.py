@@ -37,6 +37,7 @@ from gateway.leftovers import watch as watch_leftovers
 from gateway.limits import Limits
 from gateway.listings import Listing, ListingStore
 from gateway.models import Models
+from gateway.modeluse import ModelUses
 from gateway.mounts import MountGuard
 from gateway.oauth.signins import Signins, Ticket, signs_in
 from gateway.packages import PackageStore
@@ -188,7 +189,8 @@ class Gateway:
             self.limits = Limits(self.database)
             await self.limits.open()
             await self._open_runtimes(stack)
-            self.models = await stack.enter_async_context(Models(self.settings))
+            self.model_uses = ModelUses(self.door, self.audit, lambda: self.profile)
+            self.models = await stack.enter_async_context(Models(self.settings, self.model_uses))
             self.quotas = TokenQuotas(self.database)
             self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})

@@ -13,12 +13,14 @@ import msgspec
 
 from gateway.hearing import SUBSCRIBE
 from gateway.listings import Listing
+from gateway.modeluse import METHOD as USE
 from gateway.routes import ROUTES
 from policies import Action, Circumstances, Facts, Principal, Replay, Request, Verdict, Word
 
 ACTIONS: Final[Mapping[str, Action]] = {
     **{method: route.action for method, route in ROUTES.items()},
     SUBSCRIBE: "read",
+    USE: "use",
 }
 MAX_EXAMPLES: Final = 3
 
@@ -62,6 +64,7 @@ def replay(
     profile: str,
     listings: Mapping[str, Listing],
     categories: Mapping[str, tuple[str, ...]],
+    models: Mapping[str, Facts],
 ) -> Outcome:
     """Every call of the profile among these records, asked about anew."""
     several = list(records)
@@ -72,7 +75,7 @@ def replay(
         if "event" in record or record["profile"] != profile:
             continue
         action = ACTIONS.get(record["method"])
-        if action is None or not record["server"] or not record.get("policy"):
+        if action is None or (not record["server"] and action != "use") or not record.get("policy"):
             outcome.passed_over += 1
             continue
         outcome.calls += 1
@@ -87,13 +90,15 @@ def replay(
         ):
             outcome.redefined += 1
         facts = listing.facts(item, own) if listing is not None and is_tool else Facts(own)
+        if action == "use":
+            facts = models.get(item, facts)
         who = record.get("who")
         principal = msgspec.convert(who, Principal) if who is not None else Principal(record["principal"], "user")
         around = Circumstances(record["at"], record.get("source", ""))
         request = Request(principal, action, profile, server, item, {}, facts, around)
         met = asked.meet(request, principal_known=who is not None)
+        place = request.place
         verdict = met.against(_then(record, approvals))
-        place = f"{server}/{item}"
         group = groups.setdefault((record["principal"], action, place), Group(record["principal"], action, place))
         group.counts[verdict] += 1
         if verdict != "same":

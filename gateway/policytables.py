@@ -44,13 +44,14 @@ class Hints(msgspec.Struct, forbid_unknown_fields=True, frozen=True, rename="cam
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One expectation. Exactly one of `tool`, `prompt`, `resource` and `method` says what is asked for."""
+    """One expectation. Exactly one of `tool`, `prompt`, `resource`, `method` and `model` says what is asked for."""
 
     expect: Literal["allow", "ask", "deny", "hidden", "listed"]
     tool: str = ""
     prompt: str = ""
     resource: str = ""
     method: str = ""
+    model: str = ""
     principal: Who = Who()
     arguments: dict[str, Any] = {}
     at: datetime | None = None
@@ -87,9 +88,11 @@ def read_table(path: Path) -> Table:
     if not 0 < len(table.cases) <= MAX_CASES:
         raise SettingsError(f"{path}: holds {len(table.cases)} cases; 1 to {MAX_CASES} can be checked")
     for number, case in enumerate(table.cases, 1):
-        asked = [text for text in (case.tool, case.prompt, case.resource, case.method) if text]
-        if len(asked) != 1 or "/" not in asked[0]:
-            raise SettingsError(f"{path}: case {number}: name one tool, prompt, resource or method, as server/name")
+        asked = [text for text in (case.tool, case.prompt, case.resource, case.method, case.model) if text]
+        if len(asked) != 1 or ("/" not in asked[0] and not case.model):
+            raise SettingsError(
+                f"{path}: case {number}: name one tool, prompt, resource or method, as server/name, or one model"
+            )
     return table
 
 
@@ -99,14 +102,23 @@ def check(
     profile: str,
     listings: Mapping[str, Listing],
     categories: Mapping[str, tuple[str, ...]],
+    models: Mapping[str, Facts],
 ) -> list[Verdict]:
     """Every case held against the engine."""
-    return [_verdict(case, engine, _request(case, profile, listings, categories)) for case in table.cases]
+    return [_verdict(case, engine, _request(case, profile, listings, categories, models)) for case in table.cases]
 
 
 def _request(
-    case: Case, profile: str, listings: Mapping[str, Listing], categories: Mapping[str, tuple[str, ...]]
+    case: Case,
+    profile: str,
+    listings: Mapping[str, Listing],
+    categories: Mapping[str, tuple[str, ...]],
+    models: Mapping[str, Facts],
 ) -> Request:
+    who = Principal(**msgspec.structs.asdict(case.principal))
+    around = Circumstances(case.at.timestamp() if case.at is not None else 0.0, case.source)
+    if case.model:
+        return Request(who, "use", profile, "", case.model, {}, models.get(case.model, Facts()), around)
     action: Action = "call" if case.tool else "prompt" if case.prompt else "read" if case.resource else "extension"
     server, _, item = (case.tool or case.prompt or case.resource or case.method).partition("/")
     own = categories.get(server, ())
@@ -114,8 +126,6 @@ def _request(
     facts = listing.facts(item, own) if listing is not None and case.tool else Facts(own)
     if case.hints is not None:
         facts = Facts(own, **msgspec.structs.asdict(case.hints), parameters=facts.parameters)
-    who = Principal(**msgspec.structs.asdict(case.principal))
-    around = Circumstances(case.at.timestamp() if case.at is not None else 0.0, case.source)
     return Request(who, action, profile, server, item, case.arguments, facts, around)
 
 

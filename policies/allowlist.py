@@ -15,7 +15,7 @@ class AllowList:
 
     `rules` maps profile name -> server id -> allowed tool names, None meaning all tools of that server. Prompts,
     resources and completions follow the server; tools also the list. Methods of extensions could do anything, so they
-    are allowed only where all tools are.
+    are allowed only where all tools are. Models are of no server: a profile has no say in them.
     """
 
     def __init__(self, rules: Mapping[str, Mapping[str, frozenset[str] | None]]) -> None:
@@ -35,6 +35,12 @@ class AllowList:
 
     def decide(self, request: Request) -> Decision:
         servers = self._rules.get(request.profile)
+        if request.action == "use":
+            if servers is None or request.server:
+                return Decision(
+                    False, (), f"there is no profile {request.profile}, or the model is named with a server"
+                )
+            return Decision(True, (f"profile:{request.profile}",), "profiles select no models")
         if servers is None or request.server not in servers:
             return Decision(False, (), f"no rule allows server {request.server} in profile {request.profile}")
         tools = servers[request.server]

@@ -19,7 +19,7 @@ import cedarpy
 from policies import arguments, asking
 from policies.allowlist import AllowList
 from policies.arguments import Unjudgeable
-from policies.decision import Action, Decision, Principal, Request
+from policies.decision import Action, Decision, Principal, Request, place_of
 from policies.rule import Rule
 from policies.ruleset import RuleSet
 from policies.shapes import Shape, shapes
@@ -96,7 +96,7 @@ class CedarEngine:
 
     def _only(self, profile: str, server: str, item: str) -> str:
         """The item, if the head of a policy is about it alone."""
-        return item if f"{server}/{item}" in self._alone.get(self._chosen.get(profile, ""), ()) else ""
+        return item if place_of(server, item) in self._alone.get(self._chosen.get(profile, ""), ()) else ""
 
     def _slice(self, profile: str, server: str, item: str, action: Action) -> _Slice:
         item = self._only(profile, server, item)
@@ -249,7 +249,7 @@ class _Slice:
         places: list[int | None] = []
         for request in requests:
             facts = request.facts
-            named = self._names or f"{request.server}/{request.item}" in self._mentioned
+            named = self._names or request.place in self._mentioned
             key = (request.item if named else "", facts.categories, *_hints(request).values())
             if key not in alike:
                 try:
@@ -289,7 +289,7 @@ def _asked(request: Request, action: Action, context: Mapping[str, Any]) -> dict
     return {
         "principal": {"type": "User", "id": request.principal.id},
         "action": {"type": "Action", "id": action},
-        "resource": {"type": TYPES[action][0], "id": f"{request.server}/{request.item}"},
+        "resource": {"type": TYPES[action][0], "id": request.place},
         "context": context,
     }
 
@@ -309,10 +309,12 @@ def _user(principal: Principal) -> dict[str, Any]:
     }
 
 
-def _hints(request: Request) -> dict[str, bool]:
+def _hints(request: Request) -> dict[str, Any]:
+    facts = request.facts
+    if request.action == "use":
+        return {"license": facts.license, "megabytes": facts.size_bytes // 1_000_000}
     if request.action not in ("call", "list"):
         return {}
-    facts = request.facts
     return {
         "readOnly": facts.read_only,
         "destructive": facts.destructive and not facts.read_only,
@@ -338,8 +340,10 @@ def _resource(request: Request, uri_views: bool) -> dict[str, Any]:
             attributes.update(_uri_views(request.item))
     else:
         attributes["name"] = request.item
-    parents = [{"type": "Server", "id": request.server}, {"type": "Profile", "id": request.profile}]
-    return {"uid": {"type": kind, "id": f"{request.server}/{request.item}"}, "attrs": attributes, "parents": parents}
+    parents = [{"type": "Profile", "id": request.profile}]
+    if request.server:
+        parents.insert(0, {"type": "Server", "id": request.server})
+    return {"uid": {"type": kind, "id": request.place}, "attrs": attributes, "parents": parents}
 
 
 def _uri_views(uri: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from policies.cedar import CedarEngine
-from policies.decision import Action, Circumstances, Facts, Principal, Request
+from policies.decision import Action, Circumstances, Facts, Principal, Request, place_of
 from policies.rule import Rule, chain, entities, operators
 
 MAX_COMBINATIONS: Final = 512
@@ -65,7 +65,7 @@ def compare(
             asked = Request(who, thing.action, profile, thing.server, thing.item, arguments, thing.facts, around)
             before, after = old.decide(asked), new.decide(asked)
             if before.word != after.word:
-                place = f"{thing.server}/{thing.item}"
+                place = place_of(thing.server, thing.item)
                 widens = ORDER.index(after.word) > ORDER.index(before.word)
                 changes.append(
                     Change(words, thing.action, place, arguments, around, widens, after.policy_ids, after.word)
@@ -144,7 +144,7 @@ def arguments_beside(rules: Sequence[Rule], thing: Thing) -> list[dict[str, Any]
     values: dict[str, list[Any]] = {}
     for rule in rules:
         for place in rule.reads:
-            if len(place) == 2 and (rule.only in ("", f"{thing.server}/{thing.item}")):
+            if len(place) == 2 and (rule.only in ("", place_of(thing.server, thing.item))):
                 found = values.setdefault(place[1], [_ABSENT, OTHER])
                 found += [one for one in literals.get(("context", *place), []) if one not in found]
     names = sorted(values)

@@ -10,8 +10,9 @@ from typing import Any, Final, Literal, Protocol
 
 from policies.asking import Ask
 
-Action = Literal["call", "list", "read", "prompt", "complete", "extension"]
-"""`extension` is any other method of a server: a request or notification that only it and its clients understand."""
+Action = Literal["call", "list", "read", "prompt", "complete", "extension", "use"]
+"""`extension` is any other method of a server: a request or notification that only it and its clients understand. `use`
+is of a language model, which belongs to no server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Principal:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of an item besides its name: the categories of its server, what a tool says of itself (the defaults
-    are those of the protocol for a tool that says nothing), and the JSON schema of its arguments."""
+    are those of the protocol for a tool that says nothing), and the JSON schema of its arguments; the licence and size
+    of a model."""
 
     categories: tuple[str, ...] = ()
     read_only: bool = False
@@ -42,6 +44,8 @@ class Facts:
     idempotent: bool = False
     open_world: bool = True
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    license: str = ""
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ ANY_TIME: Final = Circumstances()
 @dataclass(frozen=True, slots=True)
 class Request:
     """One thing somebody wants to do. `item` is a tool or prompt name, a resource URI, or an extension's method, as its
-    server knows it."""
+    server knows it; or a model's name, which has no server."""
 
     principal: Principal
     action: Action
@@ -69,6 +73,16 @@ class Request:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     facts: Facts = NO_FACTS
     circumstances: Circumstances = ANY_TIME
+
+    @property
+    def place(self) -> str:
+        """What policies call it."""
+        return place_of(self.server, self.item)
+
+
+def place_of(server: str, item: str) -> str:
+    """What policies call an item of a server, or a model."""
+    return f"{server}/{item}" if server else item
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import cedarpy
 
 from policies import asking
 from policies.asking import Ask
-from policies.decision import Action
+from policies.decision import Action, place_of
 
 ANNOTATIONS: Final = frozenset({"id", "reason"}) | asking.ANNOTATIONS
 MAX_DEPTH: Final = 60
@@ -47,7 +47,7 @@ class Rule:
     members: frozenset[str]
     """The members of `resource` it looks at; the empty name if it looks at it as a whole."""
     mentions: frozenset[str]
-    """The items it names, as `server/item`."""
+    """The items it names, as `server/item`, and the models."""
     ask: Ask | None = None
     """Who decides, where it does not permit by itself but asks a person."""
 
@@ -79,7 +79,7 @@ class Rule:
 
     @property
     def only(self) -> str:
-        """The one item its head is about, as `server/item`; empty if it may be about several."""
+        """The one item its head is about, as `server/item`, or the one model; empty if it may be about several."""
         scope = self.tree["resource"]
         entity = scope.get("entity") or (scope.get("in") or {}).get("entity")
         # Nothing is in an item but the item itself.
@@ -105,6 +105,8 @@ class Rule:
         entity = scope.get("entity") or inside.get("entity") or {"type": "", "id": ""}
         if entity["type"] == "Server":
             return entity["id"], ""
+        if entity["type"] == "Model":
+            return "", ""
         server, slash, item = entity["id"].partition("/")
         return (server, item) if slash else ("", "")
 
@@ -130,7 +132,7 @@ def _holds(entity: Mapping[str, str], profile: str, server: str, item: str, type
         return entity["id"] == profile
     if entity["type"] == "Server":
         return entity["id"] == server
-    return entity["type"] == type and entity["id"] == f"{server}/{item}"
+    return entity["type"] == type and entity["id"] == place_of(server, item)
 
 
 def read_rules(file: str, text: str) -> list[Rule]:
@@ -220,7 +222,7 @@ def _rule(file: str, line: int, nth: int, source: str) -> Rule:
         reason=annotations.get("reason") or "",
         reads=frozenset(reads),
         members=frozenset(members),
-        mentions=frozenset(entity["id"] for entity in entities(tree) if "/" in entity["id"]),
+        mentions=frozenset(each["id"] for each in entities(tree) if "/" in each["id"] or each["type"] == "Model"),
         ask=ask,
     )
 

@@ -23,6 +23,7 @@ TYPES: Final[Mapping[Action, tuple[str, ...]]] = {
     "complete": ("Prompt",),
     "read": ("Resource",),
     "extension": ("Method",),
+    "use": ("Model",),
 }
 """What each action is done to."""
 
@@ -41,6 +42,7 @@ _ATTRIBUTES: Final[Mapping[str, Mapping[str, Any]]] = {
         "path": {**_TEXT, "required": False},
         "host": {**_TEXT, "required": False},
     },
+    "Model": {**_ITEM, "license": _TEXT, "megabytes": {"type": "Long"}},
 }
 _USER: Final = {
     "kind": _TEXT,
@@ -105,6 +107,9 @@ def _strangers(rule: Rule, known: Known) -> Iterator[str]:
         of = known.servers if kind == "Server" else known.profiles if kind == "Profile" else None
         if of is not None and id not in of:
             yield f"names {kind}::{json.dumps(id)}, which is not in the catalogue{_hint(id, of)}"
+        elif kind == "Model":
+            if ":" not in id.rpartition("/")[2]:
+                yield f"names Model::{json.dumps(id)}; write it with its tag, as {id}:latest"
         elif kind in _ATTRIBUTES:
             server, slash, _ = id.partition("/")
             if not slash or server not in known.servers:
@@ -175,6 +180,7 @@ def _schema(arguments: tuple[tuple[tuple[str, str], str], ...]) -> str:
                 "Profile": entity({}),
                 "Server": entity({}, "Profile"),
                 **{name: entity(attributes, "Server", "Profile") for name, attributes in _ATTRIBUTES.items()},
+                "Model": entity(_ATTRIBUTES["Model"], "Profile"),
             },
             "actions": {
                 action: {

@@ -16,11 +16,12 @@ from starlette.routing import Route
 
 from engine import EngineError
 from engine.errors import BadRequest
-from gateway.apis.bodies import PrincipalOf, convert, event, guarded, read_object, status_of, streamed, told
+from gateway.apis.bodies import CallerOf, convert, event, guarded, read_object, status_of, streamed, told
 from gateway.models import Models
 
 _KINDS: Final = {
     400: "invalid_request_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -90,8 +91,8 @@ class MessagesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache_control: dict[str, Any] | None = None
 
 
-def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
-    api = AnthropicApi(models, principal_of)
+def routes(models: Models, caller_of: CallerOf) -> list[Route]:
+    api = AnthropicApi(models, caller_of)
     return [
         Route("/v1/messages", guarded(api.messages, error), methods=["POST"]),
         Route("/v1/messages/count_tokens", guarded(api.count_tokens, error), methods=["POST"]),
@@ -105,24 +106,24 @@ def error(status: int, message: str, kind: str) -> dict[str, Any]:
 class AnthropicApi:
     """The handlers, over the gateway's models."""
 
-    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
+    def __init__(self, models: Models, caller_of: CallerOf) -> None:
         self._models = models
-        self._principal_of = principal_of
+        self._caller_of = caller_of
 
     async def messages(self, request: Request) -> Response:
         asked = convert(await read_object(request), MessagesRequest)
         chat = chat_request(asked)
-        who = self._principal_of(request.scope)
+        by = self._caller_of(request)
         made = _Made(asked.model or self._models.default)
         if asked.stream:
-            chunks = self._models.chat(chat, who=who)
+            chunks = self._models.chat(chat, by=by)
             return await streamed(told(made, chunks), "text/event-stream", _failed)
-        return JSONResponse(made.whole(await self._models.complete(chat, who=who)))
+        return JSONResponse(made.whole(await self._models.complete(chat, by=by)))
 
     async def count_tokens(self, request: Request) -> Response:
         body = await read_object(request)
         chat = chat_request(convert({**body, "max_tokens": 1}, MessagesRequest))
-        async with self._models.use(chat["model"]) as model:
+        async with self._models.use(chat["model"], by=self._caller_of(request)) as model:
             return JSONResponse({"input_tokens": await model.count_tokens(chat)})
 
 

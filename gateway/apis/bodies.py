@@ -11,19 +11,19 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Scope
 
 from engine import EngineError, ModelBusy, ModelNotFound, NoMemory, WorkerDied
 from engine.errors import BadRequest
 from gateway import errors
-from policies import Principal
+from gateway.caller import Caller
+from gateway.modeluse import ModelDenied, UseUnrecorded
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 RETRY_AFTER_S: Final = 2
 
 T = TypeVar("T")
 
-PrincipalOf = Callable[[Scope], Principal]
+CallerOf = Callable[[Request], Caller]
 Handler = Callable[[Request], Awaitable[Response]]
 ErrorShape = Callable[[int, str, str], dict[str, Any]]
 """Status, message and kind of an error as one family writes it."""
@@ -74,6 +74,10 @@ def status_of(exc: EngineError) -> tuple[int, str]:
     match exc:
         case ModelBusy() | WorkerDied():
             return 503, "server_busy"
+        case UseUnrecorded():
+            return 503, "unrecorded"
+        case ModelDenied():
+            return 403, "permission_denied"
         case ModelNotFound():
             return 404, "model_not_found"
         case BadRequest():

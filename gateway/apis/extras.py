@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from engine import LoadedModel
-from gateway.apis.bodies import PrincipalOf, convert, guarded, read_object
+from gateway.apis.bodies import CallerOf, convert, guarded, read_object
 from gateway.apis.openai import error
 from gateway.models import Models
 
@@ -46,8 +46,8 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
 
 
-def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
-    api = ExtrasApi(models, principal_of)
+def routes(models: Models, caller_of: CallerOf) -> list[Route]:
+    api = ExtrasApi(models, caller_of)
     found = [Route(path, guarded(api.rerank, error), methods=["POST"]) for path in ("/v1/rerank", "/rerank")]
     return [
         *found,
@@ -60,15 +60,15 @@ def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
 class ExtrasApi:
     """The handlers, over the gateway's models."""
 
-    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
+    def __init__(self, models: Models, caller_of: CallerOf) -> None:
         self._models = models
-        self._principal_of = principal_of
+        self._caller_of = caller_of
 
     async def rerank(self, request: Request) -> Response:
         """By the likeness of vectors: the model reads query and documents, not the pair."""
         asked = convert(await read_object(request), RerankRequest)
         texts = [asked.query, *asked.documents]
-        ref, found = await self._models.embed(asked.model, texts, who=self._principal_of(request.scope))
+        ref, found = await self._models.embed(asked.model, texts, by=self._caller_of(request))
         query, *documents = found.vectors
         scores = [sum(a * b for a, b in zip(query, document, strict=True)) for document in documents]
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
@@ -80,17 +80,17 @@ class ExtrasApi:
 
     async def tokenize(self, request: Request) -> Response:
         asked = convert(await read_object(request), TokenizeRequest)
-        async with self._models.use(asked.model) as model:
+        async with self._models.use(asked.model, by=self._caller_of(request)) as model:
             return JSONResponse({"tokens": await model.tokenize(asked.content, has_special=asked.parse_special)})
 
     async def detokenize(self, request: Request) -> Response:
         asked = convert(await read_object(request), DetokenizeRequest)
-        async with self._models.use(asked.model) as model:
+        async with self._models.use(asked.model, by=self._caller_of(request)) as model:
             return JSONResponse({"content": await model.detokenize(asked.tokens)})
 
     async def metrics(self, request: Request) -> Response:
         """Figures of the loaded models in the text format that Prometheus reads."""
-        loaded = self._models.pool.loaded()
+        loaded = self._models.loaded_for(self._caller_of(request))
         lines = []
         for name, kind, text, of in _FIGURES:
             lines += [f"# HELP lockgate_model_{name} {text}", f"# TYPE lockgate_model_{name} {kind}"]

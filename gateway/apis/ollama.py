@@ -14,7 +14,6 @@ from math import isfinite
 from typing import Any, Final
 
 import msgspec
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,7 +21,7 @@ from starlette.routing import Route
 from engine import EngineError, StoredModel
 from engine.errors import BadRequest
 from gateway import __version__
-from gateway.apis.bodies import PrincipalOf, convert, guarded, read_object, streamed
+from gateway.apis.bodies import CallerOf, convert, guarded, read_object, streamed
 from gateway.models import Models
 
 _MEDIA_TYPE: Final = "application/x-ndjson"
@@ -111,8 +110,8 @@ class ShowRequest(msgspec.Struct):
     verbose: bool | None = None
 
 
-def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
-    api = OllamaApi(models, principal_of)
+def routes(models: Models, caller_of: CallerOf) -> list[Route]:
+    api = OllamaApi(models, caller_of)
     return [
         Route("/api/version", guarded(api.version, error)),
         Route("/api/tags", guarded(api.tags, error)),
@@ -131,20 +130,20 @@ def error(status: int, message: str, kind: str) -> dict[str, Any]:
 class OllamaApi:
     """The handlers, over the gateway's models."""
 
-    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
+    def __init__(self, models: Models, caller_of: CallerOf) -> None:
         self._models = models
-        self._principal_of = principal_of
+        self._caller_of = caller_of
 
     async def version(self, request: Request) -> Response:
         return JSONResponse({"version": __version__})
 
     async def tags(self, request: Request) -> Response:
-        stored = await to_thread.run_sync(self._models.stored)
+        stored = await self._models.stored_for(self._caller_of(request))
         return JSONResponse({"models": [_listed(model) for model in stored]})
 
     async def ps(self, request: Request) -> Response:
         found = []
-        for one in self._models.pool.loaded():
+        for one in self._models.loaded_for(self._caller_of(request)):
             left = timedelta(seconds=one.kept_s - one.idle_s if isfinite(one.kept_s) else 10 * 365 * 86_400)
             expires = {"expires_at": (datetime.now(UTC) + left).isoformat(), "size_vram": 0}
             found.append({**_listed(one.model.model), **expires, "context_length": one.model.n_ctx})
@@ -152,7 +151,7 @@ class OllamaApi:
 
     async def show(self, request: Request) -> Response:
         asked = convert(await read_object(request), ShowRequest)
-        model = await to_thread.run_sync(self._models.store.get, asked.model or asked.name)
+        model = await self._models.get(asked.model or asked.name, self._caller_of(request))
         template = model.chat_template or ""
         abilities = ["completion", "embedding", *(["tools"] if template else [])]
         return JSONResponse(
@@ -171,7 +170,7 @@ class OllamaApi:
     async def chat(self, request: Request) -> Response:
         asked = convert(await read_object(request), ChatRequest)
         if not asked.messages:  # how a client loads or unloads a model
-            return await self._loaded(asked)
+            return await self._loaded(request, asked)
         body = {**_common(asked), "messages": [_message(message) for message in asked.messages]}
         if asked.tools:
             body["tools"] = [{"type": "function", **tool} for tool in asked.tools]
@@ -182,7 +181,7 @@ class OllamaApi:
         if asked.images or asked.suffix or asked.template or asked.context:
             raise BadRequest("images, suffix, template and context are not supported")
         if not asked.prompt:
-            return await self._loaded(asked)
+            return await self._loaded(request, asked)
         if asked.raw:
             raise BadRequest("raw prompts are completed at /v1/completions")
         messages = [{"role": "system", "content": asked.system}] if asked.system else []
@@ -193,8 +192,8 @@ class OllamaApi:
         asked = convert(await read_object(request), EmbedRequest)
         began = time.monotonic()
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        who, kept_s = self._principal_of(request.scope), _kept_s(asked.keep_alive)
-        _, found = await self._models.embed(asked.model, texts, who=who, kept_s=kept_s)
+        by, kept_s = self._caller_of(request), _kept_s(asked.keep_alive)
+        _, found = await self._models.embed(asked.model, texts, by=by, kept_s=kept_s)
         return JSONResponse(
             {
                 "model": asked.model,
@@ -206,8 +205,8 @@ class OllamaApi:
         )
 
     async def _answer(self, request: Request, asked: _Common, body: dict[str, Any], made: _Made) -> Response:
-        who, kept_s = self._principal_of(request.scope), _kept_s(asked.keep_alive)
-        chunks = self._models.chat(body, who=who, kept_s=kept_s)
+        by, kept_s = self._caller_of(request), _kept_s(asked.keep_alive)
+        chunks = self._models.chat(body, by=by, kept_s=kept_s)
         if asked.stream:
             return await streamed(_lines(made, chunks), _MEDIA_TYPE, _failed)
         whole: dict[str, Any] = {}
@@ -218,14 +217,9 @@ class OllamaApi:
         made.join(whole, made.last())
         return JSONResponse(whole)
 
-    async def _loaded(self, asked: _Common) -> Response:
+    async def _loaded(self, request: Request, asked: _Common) -> Response:
         kept_s = _kept_s(asked.keep_alive)
-        if kept_s == 0:
-            loaded = {one.ref for one in self._models.pool.loaded()}
-            if asked.model in loaded:
-                await self._models.pool.unload(asked.model)
-        else:
-            await self._models.pool.load(asked.model, kept_s=kept_s)
+        await self._models.load(asked.model, by=self._caller_of(request), kept_s=kept_s)
         told = {"model": asked.model, "created_at": _now(), "done": True}
         told["done_reason"] = "unload" if kept_s == 0 else "load"
         is_chat = isinstance(asked, ChatRequest)

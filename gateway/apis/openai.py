@@ -11,7 +11,6 @@ from contextlib import aclosing
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from anyio import to_thread
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +18,7 @@ from starlette.routing import Route
 
 from engine import EngineError
 from gateway.apis import responses
-from gateway.apis.bodies import PrincipalOf, Refused, convert, event, guarded, read_object, status_of, streamed
+from gateway.apis.bodies import CallerOf, Refused, convert, event, guarded, read_object, status_of, streamed
 from gateway.models import Models
 
 PREFIXES: Final = ("/v1", "/engines/v1", "/engines/llama.cpp/v1")
@@ -36,9 +35,9 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
     user: str | None = None
 
 
-def routes(models: Models, principal_of: PrincipalOf) -> list[Route]:
-    api = OpenAiApi(models, principal_of)
-    answer = responses.ResponsesApi(models, principal_of)
+def routes(models: Models, caller_of: CallerOf) -> list[Route]:
+    api = OpenAiApi(models, caller_of)
+    answer = responses.ResponsesApi(models, caller_of)
     found = []
     for prefix in PREFIXES:
         found += [
@@ -59,36 +58,36 @@ def error(status: int, message: str, kind: str) -> dict[str, Any]:
 class OpenAiApi:
     """The handlers, over the gateway's models."""
 
-    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
+    def __init__(self, models: Models, caller_of: CallerOf) -> None:
         self._models = models
-        self._principal_of = principal_of
+        self._caller_of = caller_of
 
     async def list_models(self, request: Request) -> Response:
-        stored = await to_thread.run_sync(self._models.stored)
+        stored = await self._models.stored_for(self._caller_of(request))
         return JSONResponse({"object": "list", "data": [_model(model.ref) for model in stored]})
 
     async def show_model(self, request: Request) -> Response:
-        stored = await to_thread.run_sync(self._models.store.get, request.path_params["ref"])
+        stored = await self._models.get(request.path_params["ref"], self._caller_of(request))
         return JSONResponse(_model(stored.ref))
 
     async def chat_completions(self, request: Request) -> Response:
         asked = await read_object(request)
-        who = self._principal_of(request.scope)
+        by = self._caller_of(request)
         if not asked.get("stream"):
-            return JSONResponse(await self._models.complete(asked, who=who))
-        return await streamed(_events(self._models.chat(asked, who=who)), "text/event-stream", _failed)
+            return JSONResponse(await self._models.complete(asked, by=by))
+        return await streamed(_events(self._models.chat(asked, by=by)), "text/event-stream", _failed)
 
     async def completions(self, request: Request) -> Response:
         asked = await read_object(request)
-        who = self._principal_of(request.scope)
+        by = self._caller_of(request)
         if not asked.get("stream"):
-            return JSONResponse(await self._models.complete_text(asked, who=who))
-        return await streamed(_events(self._models.continue_text(asked, who=who)), "text/event-stream", _failed)
+            return JSONResponse(await self._models.complete_text(asked, by=by))
+        return await streamed(_events(self._models.continue_text(asked, by=by)), "text/event-stream", _failed)
 
     async def embeddings(self, request: Request) -> Response:
         asked = convert(await read_object(request), EmbeddingRequest)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        ref, found = await self._models.embed(asked.model, texts, who=self._principal_of(request.scope))
+        ref, found = await self._models.embed(asked.model, texts, by=self._caller_of(request))
         width = len(found.vectors[0])
         if asked.dimensions not in (None, width):
             raise Refused(400, f"this model's vectors have {width} dimensions, and only these are given")

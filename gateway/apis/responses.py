@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine import EngineError
 from engine.errors import BadRequest
-from gateway.apis.bodies import PrincipalOf, convert, event, read_object, status_of, streamed, told
+from gateway.apis.bodies import CallerOf, convert, event, read_object, status_of, streamed, told
 from gateway.models import Models
 
 _PASSED: Final = ("temperature", "top_p", "user", "parallel_tool_calls")
@@ -59,16 +59,16 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True):
 class ResponsesApi:
     """The one handler, over the gateway's models."""
 
-    def __init__(self, models: Models, principal_of: PrincipalOf) -> None:
+    def __init__(self, models: Models, caller_of: CallerOf) -> None:
         self._models = models
-        self._principal_of = principal_of
+        self._caller_of = caller_of
 
     async def create(self, request: Request) -> Response:
         asked = convert(await read_object(request), ResponseRequest)
         chat = chat_request(asked)
-        who = self._principal_of(request.scope)
+        by = self._caller_of(request)
         made = _Made(asked, asked.model or self._models.default)
-        chunks = self._models.chat(chat, who=who)
+        chunks = self._models.chat(chat, by=by)
         if asked.stream:
             return await streamed(told(made, chunks), "text/event-stream", made.failed)
         async with aclosing(chunks):

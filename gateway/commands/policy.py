@@ -25,8 +25,11 @@ from gateway.commands.audit import begin_of, verified
 from gateway.commands.running import AsJson, ProfileOption, err, out, print_json, settings, shown
 from gateway.errors import PoliciesUnusable, SettingsError
 from gateway.listings import Listing, ListingStore
+from gateway.modellist import open_store
+from gateway.modeluse import METHOD as USE
+from gateway.modeluse import facts_of
 from gateway.settings import Settings
-from policies import CedarEngine, Change, Replay, RuleSets, Thing, Verdict, compare
+from policies import CedarEngine, Change, Facts, Replay, RuleSets, Thing, Verdict, compare
 
 app = typer.Typer(no_args_is_help=True)
 MAX_SHOWN: Final = 50
@@ -66,9 +69,15 @@ class _Place:
     def profile(self, name: str | None) -> str:
         return self.catalog.profile(name or self.settings.profile).name
 
+    def models(self) -> dict[str, Facts]:
+        """What policies may ask about the models in the store, and those that can be pulled by name."""
+        store = open_store(self.settings)
+        found = {name: Facts(license=one.license or "", size_bytes=one.size_bytes) for name, one in store.known.items()}
+        return found | {model.ref: facts_of(model) for model in store.list()}
+
     def things(self, profile: str) -> list[Thing]:
-        """Every tool that the servers of a profile listed, and one of everything else each server has."""
-        found = []
+        """Every tool that the servers of a profile listed, one of everything else each server has, and every model."""
+        found = [Thing("use", "", name, facts) for name, facts in self.models().items()]
         for server in self.catalog.profile(profile).entries:
             own = self.catalog.entries[server].categories
             listing = self.listings.get(server)
@@ -143,7 +152,9 @@ def held(
     table = policytables.read_table(file)
     place = _Place([policy])
     name = place.profile(profile or table.profile or None)
-    verdicts = policytables.check(table, place.engine(name, policy), name, place.listings, place.categories())
+    verdicts = policytables.check(
+        table, place.engine(name, policy), name, place.listings, place.categories(), place.models()
+    )
     failed = [(number, verdict) for number, verdict in enumerate(verdicts, 1) if verdict.problem]
     if as_json:
         print_json(
@@ -158,7 +169,7 @@ def held(
     else:
         for number, verdict in failed:
             case = verdict.case
-            what = case.tool or case.prompt or case.resource or case.method
+            what = case.tool or case.prompt or case.resource or case.method or case.model
             out.print(Text(shown(f"case {number}: {what}: expected {case.expect}, {verdict.problem}"), style="red"))
         out.print(f"{len(verdicts) - len(failed)} of {len(verdicts)} cases as expected")
     if failed:
@@ -237,7 +248,7 @@ def replay(
     begin = begin_of(since)
     recent = (record for record in auditlog.records(state) if record["at"] >= begin)
     asked = Replay(place.engine(name, new), place.rules.sets[new].rules)
-    outcome = policyreplay.replay(recent, asked, name, place.listings, place.categories())
+    outcome = policyreplay.replay(recent, asked, name, place.listings, place.categories(), place.models())
     if as_json:
         print_json(asdict(outcome))
     else:
@@ -306,7 +317,8 @@ def explain(
         if "text" in one:
             out.print(Text(shown(one["text"])))
         elif one["id"].startswith("profile:"):
-            out.print("the profile selects it")
+            is_model = record["method"] == USE
+            out.print("models are for every profile: its policy decides" if is_model else "the profile selects it")
         else:
             out.print("this policy is not there any more")
     if not same:

@@ -108,8 +108,9 @@ async def test_whoever_calls_it_is_who_calls_the_tools(tmp_path: Path) -> None:
             model.asked.clear()
             session = await place_.session(always=((USER, name),))
             await delegate(session)
-        made = [line["principal"] for line in place_.audit() if line["client"] == "lockgate delegate"]
-    assert made == ["ada", "bob"]
+        made = [line for line in place_.audit() if line["client"] == "lockgate delegate"]
+    assert [line["principal"] for line in made if line["method"] == "tools/call"] == ["ada", "bob"]
+    assert [line["principal"] for line in made if line["method"] == "models/use"] == ["ada", "ada", "bob", "bob"]
 
 
 async def test_answer_takes_the_form_of_a_schema(tmp_path: Path) -> None:
@@ -219,3 +220,28 @@ async def test_steps_are_told_as_progress(tmp_path: Path) -> None:
         values = [one["progress"] for one in told]
         assert values == sorted(set(values))
         assert {one["progressToken"] for one in told} == {"p"}
+
+
+async def test_the_model_is_used_under_the_policy_of_the_callers_profile_and_recorded(tmp_path: Path) -> None:
+    """Also one that is served elsewhere."""
+    servers = {"good": ["friendly"], "agent": AGENT}
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "tools.cedar").write_text(
+        'permit (principal, action in [Action::"call", Action::"list"], resource);'
+    )
+    profiles = {"all": {"servers": list(servers)}, "none": {"servers": list(servers), "policy": "tools"}}
+    with scripted_model([ECHO], "Done.") as model:
+        async with running(tmp_path, servers, profiles, model=model.url) as place_:
+            await delegate(await place_.session())
+            asked = len(model.asked)
+            refused = await delegate(await place_.session("/p/none/mcp"))
+            uses = [line for line in place_.audit() if line["method"] == "models/use"]
+    assert refused["isError"]
+    assert f"you may not use the model {model.url}" in refused["content"][0]["text"]
+    assert len(model.asked) == asked == 2
+    assert [(line["client"], line["profile"], line["outcome"]) for line in uses] == [
+        ("lockgate delegate", "all", "ok"),
+        ("lockgate delegate", "all", "ok"),
+        ("lockgate delegate", "none", "denied"),
+    ]
+    assert {line["item"] for line in uses} == {model.url}

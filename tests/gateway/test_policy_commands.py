@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from gateway import auditlog
 from gateway.approvals import Approver
-from gateway.audit import Audit, Outcome, Record, Start
+from gateway.audit import Audit, ModelRecord, Outcome, Record, Start, now
 from gateway.cli import app
 from gateway.commands import asking
 from gateway.errors import PoliciesUnusable, SettingsError
@@ -388,3 +388,48 @@ async def test_nothing_follows_from_an_audit_file_that_was_changed(place: Path) 
     done = policy("replay", "open")
     assert isinstance(done.exception, SettingsError)
     assert "was changed" in str(done.exception)
+
+
+async def test_the_use_of_models_is_tabled_compared_checked_and_explained(place: Path) -> None:
+    ruled = """@id("tools") permit (principal, action == Action::"call", resource is Tool);
+    @id("free") permit (principal, action == Action::"use", resource is Model)
+    when { resource.license == "Apache-2.0" && resource.megabytes < 500 };"""
+    (place / "policies" / "models.cedar").write_text(ruled)
+    cases: list[dict[str, Any]] = [
+        {"model": "smollm2:135m", "expect": "allow", "by": "free"},
+        {"model": "no-such-model:1b", "expect": "deny"},
+        {"tool": "a/read", "expect": "allow", "by": "tools"},
+    ]
+    assert answer("test", table(place, *cases), "--policy", "models") == {"cases": 3, "failed": []}
+    assert (
+        answer("test", table(place, {"model": "smollm2:135m", "expect": "hidden"}), "--policy", "locked")["failed"]
+        == []
+    )
+    changes = answer("diff", "locked", "models", code=1)
+    assert ("use", "smollm2:135m", True) in [(one["action"], one["item"], one["widens"]) for one in changes]
+    audit = Audit(place / "state" / auditlog.FILE)
+    audit.open()
+    record = ModelRecord(
+        "c" * 16, now(), "ann", "", "all", "models/use", "smollm2:135m", item="smollm2:135m", policy="x",
+        policies=("profile:all", "models:free"), outcome="ok",
+    )  # fmt: skip
+    audit.write(record.start())
+    audit.write(record)
+    audit.close()
+    found = answer("explain", "c" * 16)
+    assert found["call"]["item"] == "smollm2:135m"
+    assert '"Apache-2.0"' in found["policies"][1]["text"]
+    told = policy("explain", "c" * 16).output
+    assert "models/use" in told
+    assert "its policy decides" in told
+    group = next(one for one in replayed_groups("locked", 1, 3) if one["action"] == "use")
+    assert (group["item"], group["counts"]["narrower"]) == ("smollm2:135m", 1)
+    (place / "policies" / "models.cedar").write_text('permit (principal, action, resource == Model::"smollm2");')
+    with pytest.raises(PoliciesUnusable, match="write it with its tag, as smollm2:latest"):
+        raise policy("lint").exception or AssertionError
+
+
+def replayed_groups(name: str, *codes: int) -> list[dict[str, Any]]:
+    done = policy("replay", name, "--json")
+    assert done.exit_code in codes, done.output
+    return list(json.loads(done.stdout)["groups"])

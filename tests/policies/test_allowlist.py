@@ -49,8 +49,12 @@ def test_prompts_and_resources_follow_their_server(action: Action) -> None:
 
 def reference(request: Request) -> bool:
     """The rule in one sentence, written once more."""
+    if request.action == "use":
+        return request.profile in RULES and not request.server
     tools = RULES.get(request.profile, {}).get(request.server, frozenset())
     if request.server not in RULES.get(request.profile, {}):
+        return False
+    if tools is not None and request.action == "extension":
         return False
     return tools is None or request.action not in ("call", "list") or request.item in tools
 
