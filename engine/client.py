@@ -347,21 +347,23 @@ class WorkerClient:
                 frame(message)
         except (UnicodeEncodeError, msgspec.MsgspecError, OverflowError) as exc:
             raise BadRequest(f"the request cannot be encoded: {exc}") from exc
-        n_open = n
+        unfinished = set(range(n))
         try:
             with worker.open_requests(messages) as events:
                 async for event in events:
+                    number = event.id - first
+                    if number not in unfinished:
+                        continue  # it was on its way when there was enough
                     if isinstance(event, Failed):
                         raise _ERRORS[event.kind](event.message)
                     if isinstance(event, _LAST):
                         self._n_failures = 0
-                        n_open -= 1
-                    number = event.id - first
+                        unfinished.remove(number)
                     yield number, event
-                    if not isinstance(event, _LAST) and is_enough(number):
+                    if number in unfinished and is_enough(number):
                         worker.close_request(event.id)
-                        n_open -= 1
-            if n_open:
+                        unfinished.remove(number)
+            if unfinished:
                 raise WorkerDied(worker.failure or "the model's worker ended")
         finally:
             for message in messages:
