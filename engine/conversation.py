@@ -24,6 +24,8 @@ SHORTENED_CHARS: Final = 300
 MAX_FRUITLESS: Final = 3  # turns in a row without one call that succeeded
 QUOTED_CHARS: Final = 1_500  # of a result that takes the place of an answer
 HOW_TO: Final = re.compile(r"To \w+ [^.\n]*\byou (?:can|could|need|should|would|must|have to)\b")
+ABBREVIATION: Final = re.compile(r"(?<![A-Za-z0-9_])[A-Z]{2,5}(?![A-Za-z0-9_])")
+USUAL: Final = frozenset(("AM", "PM", "OK", "ID", "URL", "URI", "JSON", "SQL", "HTML", "XML", "CSV", "API"))
 READ_RESULT: Final = "read_result"
 READ_CHARS: Final = 3_500
 
@@ -126,13 +128,17 @@ class Conversation:
         return may and (looks_like_call or (self._insists and not self.n_calls)) and bool(self._names)
 
     def _ignores_results(self) -> bool:
-        """Whether the answer has no word or number that only the results could have told, or says how to do what is
-        done already."""
+        """Whether the answer has no word or number that only the results could have told, says how to do what is done
+        already, or has an abbreviation out of nowhere: a unit or a time zone that the model made up."""
         if self.is_shaping:
             return False
         known = _words(self.task)
         told = {word for _, text in self._good for word in _words(_values(text))} - known
-        return bool(told) and (told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)))
+        if not told:
+            return False
+        given = " ".join((self.task, *self._names, *(f"{name} {text}" for name, text in self._good)))
+        made_up = set(ABBREVIATION.findall(self.answer)) - set(ABBREVIATION.findall(given)) - USUAL
+        return told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)) or bool(made_up)
 
     def _quoted(self) -> str:
         """What the last call that succeeded returned, in place of an answer that has nothing of it."""
@@ -189,7 +195,8 @@ class Conversation:
     def _closing(self) -> list[dict[str, Any]]:
         """The task and what was found out, without tools and without the calls: small models that make the same call
         over and over answer this."""
-        found = "\n\n".join(f"{name} returned:\n{trim(text, MAX_RESULT_CHARS)}" for name, text in self._results)
+        results = self._good or self._results  # what went wrong is no information, if there is any
+        found = "\n\n".join(f"{name} returned:\n{trim(text, MAX_RESULT_CHARS)}" for name, text in results)
         return [
             {"role": "system", "content": CLOSING},
             {"role": "user", "content": f"{self.task}\n\nInformation:\n{trim(found, MAX_HISTORY_CHARS)}"},

@@ -503,6 +503,32 @@ async def test_names_of_members_are_nothing_that_a_result_told() -> None:
     assert (await insisting(exact, call_tool=status))[-2] == Answered("It is 451 degrees.")
 
 
+async def test_answer_with_an_abbreviation_out_of_nowhere_is_not_taken() -> None:
+    async def clock(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome('{"datetime": "2026-11-25T18:42:41+09:00"}')
+
+    wrong, right = "It is 18:42:41 UTC.", "It is 18:42:41 (PM)."
+    model = ScriptedModel([("alpha", {})], wrong, right)
+    assert (await insisting(model, call_tool=clock))[-2] == Answered(right)
+    model = ScriptedModel([("alpha", {})], wrong, wrong)
+    assert (await insisting(model, call_tool=clock))[-2] == Answered(
+        'alpha returned: {"datetime": "2026-11-25T18:42:41+09:00"}'
+    )
+    model = ScriptedModel([("alpha", {})], wrong)
+    assert (await insisting(model, "What is it in UTC?", call_tool=clock))[-2] == Answered(wrong)
+
+
+async def test_failed_calls_are_no_information_where_another_succeeded() -> None:
+    async def once(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome("no such zone", True) if arguments else ToolOutcome('{"hour": 451}')
+
+    model = ScriptedModel([("alpha", {})], [("alpha", {"n": 1})], "You can use the function.", "It is 451.")
+    await insisting(model, call_tool=once)
+    told = model.requests[3]["messages"][1]["content"]
+    assert "451" in told
+    assert "no such zone" not in told
+
+
 async def test_failed_call_is_never_quoted_as_the_answer() -> None:
     async def broken(name: str, arguments: dict[str, Any]) -> ToolOutcome:
         return ToolOutcome("the disk is on fire", is_error=True)
