@@ -92,7 +92,8 @@ async def test_what_policy_permits_is_answered_and_recorded_before_and_after(rul
         whole.usage.prompt_tokens,
         whole.usage.completion_tokens,
     )
-    assert (streamed["prompt_tokens"], streamed["completion_tokens"]) == (ended["prompt_tokens"], 8)
+    assert streamed["prompt_tokens"] == ended["prompt_tokens"]
+    assert 0 < streamed["completion_tokens"] <= ASK["max_tokens"], "it may end before"
     assert text.usage
     assert plain["completion_tokens"] == text.usage.completion_tokens
     assert embedded["prompt_tokens"] == vectors.usage.prompt_tokens
