@@ -13,6 +13,7 @@ import pytest
 
 from engine import BadRequest, ChatModel, ContextOverflow, ModelBusy, StoredModel
 from engine.answers import collect
+from tests.engine.rounding import alike_once
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 
@@ -52,6 +53,7 @@ async def test_usage_is_sent_only_if_asked_for(small_chat: ChatModel) -> None:
         assert not [chunk async for chunk in stream if "usage" in chunk]
 
 
+@alike_once
 async def test_requests_computed_together_answer_as_they_do_alone(starter_chat: ChatModel) -> None:
     """The questions have one clear answer each: rounding differs a little with what is computed beside."""
     questions = [
@@ -167,6 +169,7 @@ async def test_answer_ends_where_the_context_does(small_chat: ChatModel) -> None
     assert completion["usage"]["total_tokens"] <= 1024
 
 
+@alike_once
 async def test_stop_string_ends_the_answer_and_is_not_shown(small_chat: ChatModel) -> None:
     whole = text_of(await small_chat.complete(ask("Count: 1, 2, 3,", max_tokens=40)))
     stop = whole[len(whole) // 2 :][:3]
@@ -175,6 +178,7 @@ async def test_stop_string_ends_the_answer_and_is_not_shown(small_chat: ChatMode
     assert completion["choices"][0]["finish_reason"] == "stop"
 
 
+@alike_once
 async def test_seed_decides_what_is_drawn(small_chat: ChatModel) -> None:
     request = ask("Tell me a story.", temperature=1.5, top_p=1, top_k=0)
     texts = [text_of(await small_chat.complete({**request, "seed": seed})) for seed in (1, 1, 2)]
@@ -328,6 +332,7 @@ async def test_model_that_repeats_a_call_is_stopped(small_chat: ChatModel) -> No
     assert 0 < completion["usage"]["completion_tokens"] < 200
 
 
+@alike_once
 async def test_completion_is_what_its_chunks_say(small_chat: ChatModel) -> None:
     request = ask("Name three colours.", stream_options={"include_usage": True})
     streamed = await collect(small_chat.chat(request))

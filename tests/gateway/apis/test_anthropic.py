@@ -7,6 +7,7 @@ import anthropic
 import jsonschema
 import pytest
 
+from tests.engine.rounding import alike_once
 from tests.gateway.apis.conftest import MODEL
 from tests.gateway.apis.test_openai import CITY, SCHEMA
 
@@ -23,6 +24,7 @@ TOOLS: list[Any] = [
 ]
 
 
+@alike_once
 async def test_message_streams_what_it_answers_whole(claude: anthropic.AsyncAnthropic) -> None:
     await claude.messages.create(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await claude.messages.create(**ASK)
@@ -39,6 +41,7 @@ async def test_message_streams_what_it_answers_whole(claude: anthropic.AsyncAnth
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "time"}])
+@alike_once
 async def test_tools_are_used_and_their_results_read(claude: anthropic.AsyncAnthropic, choice: Any) -> None:
     question = {"role": "user", "content": "Weather and time in Paris?"}
     asked = ASK | {"max_tokens": 160, "messages": [question], "tools": TOOLS}

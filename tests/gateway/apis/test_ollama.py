@@ -7,6 +7,7 @@ import jsonschema
 import ollama
 import pytest
 
+from tests.engine.rounding import alike_once
 from tests.gateway.apis.conftest import MODEL
 from tests.gateway.apis.test_openai import CITY, SCHEMA, TOOLS
 from tests.gateway.running import Place
@@ -30,6 +31,7 @@ async def test_models_are_listed_and_shown(llama: ollama.AsyncClient) -> None:
     assert "completion" in (shown.capabilities or ())
 
 
+@alike_once
 async def test_chat_streams_what_it_answers_whole(llama: ollama.AsyncClient) -> None:
     await llama.chat(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await llama.chat(**ASK)
@@ -43,6 +45,7 @@ async def test_chat_streams_what_it_answers_whole(llama: ollama.AsyncClient) -> 
     assert parts[-1].eval_count == whole.eval_count
 
 
+@alike_once
 async def test_text_is_generated(llama: ollama.AsyncClient) -> None:
     asked = {"model": MODEL, "prompt": "Name a colour.", "system": "Be brief.", "options": ASK["options"]}
     await llama.generate(**asked)  # from now on both find the prompt in the cache, and compute alike
@@ -57,6 +60,7 @@ async def test_answers_follow_a_schema(llama: ollama.AsyncClient) -> None:
     jsonschema.validate(json.loads(answer.message.content or ""), SCHEMA)
 
 
+@alike_once
 async def test_options_hold(llama: ollama.AsyncClient) -> None:
     asked: dict[str, Any] = {"model": MODEL, "prompt": "Name a colour."}
     warm = {"temperature": 1.0, "seed": 5, "num_predict": 12}

@@ -8,6 +8,7 @@ import jsonschema
 import openai
 import pytest
 
+from tests.engine.rounding import alike_once
 from tests.gateway.apis.conftest import DEADLINE_S, MODEL
 from tests.gateway.callers import JSON
 from tests.gateway.running import Place
@@ -40,6 +41,7 @@ async def test_models_are_listed_and_shown(gpt: openai.AsyncOpenAI) -> None:
         await gpt.models.retrieve("nobody:1")
 
 
+@alike_once
 async def test_chat_streams_what_it_answers_whole(gpt: openai.AsyncOpenAI) -> None:
     await gpt.chat.completions.create(**ASK)  # from now on both find the prompt in the cache, and compute alike
     whole = await gpt.chat.completions.create(**ASK)
@@ -77,6 +79,7 @@ async def test_several_answers_come_in_one(gpt: openai.AsyncOpenAI) -> None:
     assert sorted(seen) == [0, 1, 2]
 
 
+@alike_once
 async def test_seed_gives_the_same_answer_again(gpt: openai.AsyncOpenAI) -> None:
     asked = ASK | {"temperature": 1.0, "seed": 11}
     first, second = [await gpt.chat.completions.create(**asked) for _ in range(2)]
@@ -105,6 +108,7 @@ async def test_logprobs_are_of_the_tokens_written(gpt: openai.AsyncOpenAI) -> No
     assert streamed == [token.token for token in choice.logprobs.content]
 
 
+@alike_once
 async def test_stop_strings_end_the_answer(gpt: openai.AsyncOpenAI) -> None:
     whole = (await gpt.chat.completions.create(**ASK)).choices[0].message.content
     assert whole
@@ -117,6 +121,7 @@ async def test_stop_strings_end_the_answer(gpt: openai.AsyncOpenAI) -> None:
     assert text == cut.choices[0].message.content
 
 
+@alike_once
 async def test_answers_follow_a_json_schema(gpt: openai.AsyncOpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     answer = await gpt.chat.completions.create(**ASK | {"max_tokens": 60}, response_format=form)
@@ -157,6 +162,7 @@ async def test_tools_are_not_called_where_the_choice_is_none(gpt: openai.AsyncOp
     assert answer.choices[0].message.content
 
 
+@alike_once
 async def test_text_is_completed(gpt: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "prompt": "One, two, three,", "temperature": 0, "max_tokens": 8}
     await gpt.completions.create(**asked)  # from now on both find the prompt in the cache, and compute alike
@@ -190,6 +196,7 @@ async def test_likeness_of_vectors_is_that_of_texts(gpt: openai.AsyncOpenAI) -> 
     assert plain.usage.prompt_tokens > 10
 
 
+@alike_once
 async def test_response_streams_what_it_answers_whole(gpt: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "instructions": "Be brief.", "input": "Name a colour.", "temperature": 0}
     await gpt.responses.create(**asked, max_output_tokens=16)  # both find the prompt in the cache, and compute alike
