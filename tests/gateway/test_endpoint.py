@@ -18,7 +18,7 @@ import pytest
 from gateway.wire import http
 from tests.gateway.callers import ACCEPT, JSON, Session, message
 from tests.gateway.running import Place, running
-from tests.servers import until
+from tests.servers import LOCAL, until
 
 pytestmark = pytest.mark.anyio
 
@@ -925,7 +925,8 @@ async def test_every_request_a_server_sees_was_recorded(tmp_path: Path) -> None:
 
 
 async def test_large_messages_pass_both_ways(tmp_path: Path) -> None:
-    async with running(tmp_path, ONE) as place:
+    unbounded = {"package": LOCAL, "command": ONE["a"], "guards": {"results": {"size": "off"}}}
+    async with running(tmp_path, {"a": unbounded}) as place:
         session = await place.session()
         text = base64.b64encode(os.urandom(3_000_000)).decode()
         assert json.loads(await session.call("a__echo", {"x": text})) == {"x": text}
