@@ -327,7 +327,8 @@ MODELS = {
     for prefix in ("/v1", "/engines/v1", "/engines/llama.cpp/v1")
     for name in ("models", "models/{ref:path}", "chat/completions", "completions", "embeddings", "responses")
 }
-MODELS |= {"/v1/messages", "/v1/metrics", "/v1/rerank", "/rerank", "/tokenize", "/detokenize"}
+MODELS |= {"/v1/messages", "/v1/messages/count_tokens", "/v1/metrics", "/v1/rerank", "/rerank", "/tokenize"}
+MODELS |= {"/detokenize"}
 MODELS |= {f"/api/{name}" for name in ("version", "tags", "ps", "show", "chat", "generate", "embed")}
 OPEN = {"/p/{profile}/mcp", "/healthz", "/connect/callback", "/connect/{ticket}", *MODELS}
 """Routes for everybody on this machine. A new one belongs here only if it shows and does nothing of the operator's."""
