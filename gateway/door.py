@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import anyio
@@ -309,7 +310,7 @@ class Door:
         self, view: Surface, target: Target, method: str, outcome: Reply | InputRequired, record: Record, ticket: Ticket
     ) -> Reply | InputRequired:
         if isinstance(outcome, Reply):
-            outcome = await self.guards.result(target.server, self.pool.listing(target.server), outcome, record)
+            outcome = await self._guarded(target.server, outcome, record)
             if record.outcome == "kept_back":
                 return outcome
             outcome = checked(view, target, method, outcome, record, ticket)
@@ -329,12 +330,11 @@ class Door:
 
     def _told(self, upstream: Upstream, notify: Notify) -> Notify:
         """`notify` for what the guards of the server let through."""
+        return partial(self._tell, upstream.server, notify)
 
-        async def tell(item: Notice) -> None:
-            if (told := self.guards.notice(upstream.server, item)) is not None:
-                await notify(told)
-
-        return tell
+    async def _tell(self, server: str, notify: Notify, item: Notice) -> None:
+        if (told := self.guards.notice(server, item)) is not None:
+            await notify(told)
 
     def _entry(self, server: str) -> Entry | None:
         known = self.pool.servers.get(server)
@@ -352,18 +352,17 @@ class Door:
             raise WireError(envelope.METHOD_NOT_FOUND, f"Method not found: {method}")
         upstream = await self.connect(caller, server)
         call = await self._begin(upstream, method, envelope.fields(params), caller, None, record)
-        tell = self._told(upstream, notify)
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
-                    await tell(item)
+                    await self._tell(server, notify, item)
                 else:
                     upstream.answer(item, None)
         finally:
             upstream.cancel(call, "the caller withdrew the request")
             self.pool.free(upstream)
         record.outcome = "ok" if item.result is not None else "error"
-        return await self.guards.result(server, self.pool.listing(server), item, record)
+        return await self._guarded(server, item, record)
 
     def tell(self, caller: Caller, method: str, params: bytes) -> None:
         """Pass a client's notification of an extension or vendor on, to a connection that is open. Like a call it must
@@ -549,8 +548,7 @@ class Door:
         try:
             while not isinstance(item := await call.next(), Reply):
                 if isinstance(item, Notice):
-                    if (told := self.guards.notice(upstream.server, item)) is not None:
-                        await notify(told)
+                    await self._tell(upstream.server, notify, item)
                     continue
                 if not bridge.answerable(item.method, item.params, caller.capabilities):
                     upstream.answer(item, None)

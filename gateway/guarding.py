@@ -27,14 +27,12 @@ META: Final = "lockgate/guards"
 """The member of a result's `_meta` that says what was found in it."""
 LONG: Final = 200_000
 """Bytes from which on a look takes long enough to be taken in a thread of its own."""
-_NARROW: Final = re.compile(
-    rb'"(?:pattern|enum|const|format|minLength|maxLength|not|if|uniqueItems|patternProperties|propertyNames|'
-    rb'additionalProperties|required|\$ref)"\s*:'
-)
-"""What in a schema a replaced text or key could break."""
-_TEXTS_ONLY: Final = re.compile(
-    rb'"(?:pattern|enum|const|format|minLength|maxLength|not|if|uniqueItems|patternProperties|propertyNames)"\s*:'
-)
+_OF_TEXTS: Final = "pattern|enum|const|format|minLength|maxLength|not|if|uniqueItems|patternProperties|propertyNames"
+"""What in a schema a replaced text could break."""
+_OF_NAMES: Final = r"additionalProperties|required|\$ref"
+"""And what the replaced name of a member could."""
+_BREAKS_TEXTS: Final = re.compile(rf'"(?:{_OF_TEXTS})"\s*:'.encode())
+_BREAKS_NAMES: Final = re.compile(rf'"(?:{_OF_TEXTS}|{_OF_NAMES})"\s*:'.encode())
 
 
 class _Sides(NamedTuple):
@@ -66,17 +64,18 @@ class ContentGuards:
         raw = members.get("arguments")
         if raw is None:
             return None
+        scan, sent = self.of(server).arguments, bytes(raw)
         try:
-            done = self.of(server).arguments.scan(bytes(raw), self._known)
+            done = scan.scan(sent, self._known)
         except msgspec.DecodeError as exc:
             raise WireError(envelope.INVALID_PARAMS, f"the arguments cannot be read: {exc}") from exc
         if done is None:
             return None
-        _note(record, "arguments", done, self.of(server).arguments)
+        _note(record, "arguments", done, scan)
         if done.blocked is not None:
             record.outcome, record.detail = "denied", f"guard: {done.blocked}"
             return _refusal(record, f"Refused: the arguments hold {_kinds(done)}, which may not go to this server.")
-        if done.payload is not raw:
+        if done.payload is not sent:
             members["arguments"] = Raw(done.payload)
         return None
 
@@ -189,4 +188,4 @@ def _breaks(listing: Listing | None, tool: str, done: Scan) -> bool:
     schema = envelope.fields(raw).get("outputSchema") if raw is not None else None
     if schema is None:
         return False
-    return (_NARROW if done.keys_changed else _TEXTS_ONLY).search(bytes(schema)) is not None
+    return (_BREAKS_NAMES if done.keys_changed else _BREAKS_TEXTS).search(bytes(schema)) is not None

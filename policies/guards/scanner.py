@@ -103,13 +103,13 @@ class Scanner:
         suspects = self.suspects(payload)
         if suspects:
             try:
-                value = _Walk(self._modes, suspects, done).through(_decode(payload), 0)
-                if "size" in suspects:
-                    value = self._within(value, len(payload), done)
+                value = _decode(payload)
+                changed = _Walk(self._modes, suspects, done).through(value, 0)
+                is_cut = "size" in suspects and self._cuts(value if changed is None else changed, len(payload), done)
             except RecursionError as exc:
                 raise msgspec.DecodeError("nested too deeply") from exc
-            if value is not None:
-                done.payload = _encode(value)
+            if changed is not None or is_cut:
+                done.payload = _encode(value if changed is None else changed)
         return done if done.counts else None
 
     def _acts(self, guard: Guard, done: Scan) -> bool:
@@ -119,24 +119,23 @@ class Scanner:
             done.blocked = guard
         return mode == "redact"
 
-    def _within(self, changed: Any, size: int, done: Scan) -> Any:
-        """The result with its end cut off where it is over the limits; None if it is not changed."""
-        value = changed if changed is not None else _decode(done.payload)
+    def _cuts(self, value: Any, size: int, done: Scan) -> bool:
+        """Cut off the end of a result that is over the limits; whether there was anything to cut."""
         lists = [name for name in ("content", "contents", "messages") if isinstance(value.get(name), list)]
         too_many = any(len(value[name]) > self.guards.max_items for name in lists)
         if size <= self.guards.max_bytes and not too_many:
-            return changed
+            return False
         done.counts["size"] += 1
         done.kinds["too many items" if too_many else "too many bytes"] += 1
         if not self._acts("size", done):
-            return changed
+            return False
         if "structuredContent" in value or not lists:
             done.blocked = "size"  # what has a schema would break it, and anything else has no end to cut off
-            return changed
+            return False
         left = self.guards.max_bytes
         for name in lists:
             value[name], left = _cut(value[name], left, self.guards.max_items, size, name)
-        return value
+        return True
 
 
 def _cut(items: list[Any], left: int, most: int, size: int, name: str) -> tuple[list[Any], int]:
