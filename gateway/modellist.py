@@ -27,14 +27,11 @@ def listed_models(settings: Settings) -> Mapping[str, Model]:
     return found
 
 
-def known_models(settings: Settings) -> Mapping[str, KnownModel]:
-    """The same, as the store wants them. Raises: as `listed_models`."""
-    return {name: known_model(model) for name, model in listed_models(settings).items()}
-
-
-def open_store(settings: Settings) -> ModelStore:
-    """The store of this user, that can pull what is listed. Raises: as `listed_models`."""
-    return ModelStore(settings.models_dir, known_models(settings))
+def open_store(settings: Settings, listed: Mapping[str, Model] | None = None) -> ModelStore:
+    """The store of this user, that can pull what is listed; read from the catalogues if it is not given. Raises: as
+    `listed_models`."""
+    found = listed_models(settings) if listed is None else listed
+    return ModelStore(settings.models_dir, {name: known_model(model) for name, model in found.items()})
 
 
 def known_model(model: Model) -> KnownModel:

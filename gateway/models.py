@@ -42,7 +42,7 @@ class Models:
         """Where there are any; every request that makes a model work is counted here."""
         self.default = settings.model
         self._listed = listed_models(settings)
-        self.store = open_store(settings)
+        self.store = open_store(settings, self._listed)
         budget_bytes = settings.model_memory_mb << 20 if settings.model_memory_mb else available_bytes()
         self.pool = ModelPool(
             self.store,

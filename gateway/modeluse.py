@@ -17,9 +17,10 @@ from typing import Final
 from catalog import Profile
 from engine import EngineError, ModelNotFound, Spent, StoredModel
 from gateway import errors
-from gateway.audit import PREFIX, Audit, AuditUnwritable, ModelRecord, call_id, now
+from gateway.audit import PREFIX, Audit, AuditUnwritable, ModelRecord
 from gateway.caller import SOURCE, Caller
 from gateway.door import Door
+from gateway.recording import record_of
 from policies import Circumstances, Decision, Facts, Principal, Request
 
 _log: Final = logging.getLogger(__name__)
@@ -122,20 +123,11 @@ class ModelUses:
 
     @staticmethod
     def _record(caller: Caller, ref: str, model: StoredModel | None) -> ModelRecord:
-        digest = model.digest.removeprefix("sha256:")[:PREFIX] if model is not None else ""
-        return ModelRecord(
-            call=call_id(),
-            at=now(),
-            principal=caller.principal.id,
-            client=caller.client,
-            profile=caller.profile.name,
-            method=METHOD,
-            name=ref,
-            item=ref,
-            entry_digest=digest,
-            who=caller.principal,
-            source=SOURCE.get(),
-        )
+        record = record_of(caller, METHOD, ModelRecord)
+        record.name = record.item = ref
+        if model is not None:
+            record.entry_digest = model.digest.removeprefix("sha256:")[:PREFIX]
+        return record
 
     def _write(self, record: ModelRecord, *, begins: bool = False) -> None:
         try:

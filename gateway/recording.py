@@ -4,14 +4,22 @@ Knows callers and records; who writes them decides when."""
 
 from __future__ import annotations
 
+from typing import TypeVar, overload
+
 from gateway import audit
 from gateway.audit import Record
 from gateway.caller import SOURCE, Caller
 
+R = TypeVar("R", bound=Record)
 
-def record_of(caller: Caller, method: str) -> Record:
-    """A new record, of which only who asks is known."""
-    return Record(
+
+@overload
+def record_of(caller: Caller, method: str) -> Record: ...
+@overload
+def record_of(caller: Caller, method: str, kind: type[R]) -> R: ...
+def record_of(caller: Caller, method: str, kind: type[Record] = Record) -> Record:
+    """A new record of its kind, of which only who asks is known."""
+    return kind(
         call=audit.call_id(),
         at=audit.now(),
         principal=caller.principal.id,
