@@ -63,9 +63,9 @@ def calls_of_the_agent(gateway: RunningGateway, since: float) -> list[dict[str, 
 
 
 def names_time(text: str, told: Mapping[str, Any]) -> bool:
-    """Whether the text holds the hour and minute of the tool's result, on either clock."""
+    """Whether the text holds the hour and minute of the tool's result, on either clock, also as `T19:30:32+09:00`."""
     hour, minute = int(told["datetime"][11:13]), told["datetime"][14:16]
-    return re.search(rf"\b(0?{hour}|0?{hour % 12 or 12}):{minute}\b", text) is not None
+    return re.search(rf"(?<!\d)(0?{hour}|0?{hour % 12 or 12}):{minute}(?!\d)", text) is not None
 
 
 def test_the_agent_asks_the_clock_and_answers_with_what_it_says(gateway: RunningGateway) -> None:
