@@ -156,6 +156,16 @@ def usable(name: str, value: bytes) -> bytes:
     return value
 
 
+def value_of(name: str, value: bytes) -> SecretValue | None:
+    """What a program or server answered, without the end of its line; None if that is nothing.
+
+    Raises:
+        SecretsError: no server can be handed it.
+    """
+    value = value.removesuffix(b"\n").removesuffix(b"\r")
+    return SecretValue(name, usable(name, value)) if value else None
+
+
 def _ignored(values: Iterable[SecretValue]) -> None:
     """Nobody wants to know."""
 

@@ -11,8 +11,8 @@ from gateway.errors import SecretsError, SettingsError
 from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets, SecretStore, variable
 from gateway.stores import BaoSecrets, CommandSecrets, OnePasswordSecrets, open_stores
 from gateway.vault import Vault
+from tests.gateway import bao
 from tests.gateway.test_secrets import entry
-from tests.servers import kv2
 
 pytestmark = pytest.mark.anyio
 
@@ -49,22 +49,20 @@ def program(folder: Path, name: str, text: str) -> str:
 
 @pytest.fixture
 def token() -> EnvironmentSecrets:
-    return EnvironmentSecrets({variable("openbao.token"): TOKEN, variable("onepassword.token"): TOKEN})
+    return EnvironmentSecrets({variable("openbao.token"): bao.ROOT, variable("onepassword.token"): TOKEN})
 
 
-@pytest.fixture
-def engine() -> Iterator[kv2.Engine]:
-    with kv2.serving(TOKEN) as engine:
-        engine.secrets["brave"] = {"api_key": VALUE, "number": 7}
-        engine.secrets["lock/gate/brave"] = {"api_key": "deeper"}
-        engine.secrets["old"] = {"api_key": VALUE}
-        engine.deleted.add("old")
-        yield engine
+@pytest.fixture(scope="module")
+def openbao() -> Iterator[bao.Bao]:
+    with bao.running() as server:
+        server.put("brave", api_key=VALUE)
+        server.put("corp_login", value=VALUE)
+        yield server
 
 
 @pytest.fixture(params=["vault", "environment", "folder", "command", "openbao", "onepassword"])
 async def store(
-    request: pytest.FixtureRequest, tmp_path: Path, engine: kv2.Engine, token: EnvironmentSecrets
+    request: pytest.FixtureRequest, tmp_path: Path, openbao: bao.Bao, token: EnvironmentSecrets
 ) -> AsyncIterator[SecretStore]:
     """One store of each kind that holds `brave.api_key` and nothing else."""
     tmp_path.chmod(0o700)
@@ -84,7 +82,7 @@ async def store(
         case "command":
             yield CommandSecrets([program(tmp_path, "answer", PROGRAM)])
         case "openbao":
-            yield BaoSecrets(f"{engine.url}/secret", token.get)
+            yield BaoSecrets(openbao.store, token.get)
         case "onepassword":
             yield OnePasswordSecrets("Team", token.get, program(tmp_path, "op", OP))
 
@@ -119,38 +117,15 @@ def test_a_program_that_fails_is_named_and_what_it_said_is_not(tmp_path: Path) -
         CommandSecrets([str(tmp_path / "nothing")]).get("brave.api_key")
 
 
-def test_a_kv_engine_that_refuses_is_not_taken_for_empty(engine: kv2.Engine, token: EnvironmentSecrets) -> None:
-    assert BaoSecrets(f"{engine.url}/secret", token.get).get("old.api_key") is None
-    deeper = BaoSecrets(f"{engine.url}/secret/lock/gate", token.get).get("brave.api_key")
-    assert deeper is not None
-    assert deeper.reveal() == b"deeper"
-    with pytest.raises(SecretsError, match="is no text"):
-        BaoSecrets(f"{engine.url}/secret", token.get).get("brave.number")
-    with pytest.raises(SecretsError, match="answered 307"):  # the token goes where it was meant to and nowhere else
-        BaoSecrets(f"{engine.url}/moved", token.get).get("brave.api_key")
-    with pytest.raises(SecretsError, match=r"lockgate secret set openbao\.token"):
-        BaoSecrets(f"{engine.url}/secret", lambda name: None).get("brave.api_key")
-    engine.token = "another"
-    with pytest.raises(SecretsError, match="answered 403") as caught:
-        BaoSecrets(f"{engine.url}/secret", token.get).get("brave.api_key")
-    assert TOKEN not in str(caught.value)
-
-
 def test_a_name_without_a_dot_has_a_place_in_each_store(
-    engine: kv2.Engine, token: EnvironmentSecrets, tmp_path: Path
+    openbao: bao.Bao, token: EnvironmentSecrets, tmp_path: Path
 ) -> None:
-    engine.secrets["corp_login"] = {"value": VALUE}
-    found = BaoSecrets(f"{engine.url}/secret", token.get).get("corp_login")
+    found = BaoSecrets(openbao.store, token.get).get("corp_login")
     assert found is not None
     assert found.reveal().decode() == VALUE
     one_password = OnePasswordSecrets("Team", token.get, program(tmp_path, "op", OP))
     assert one_password.get("corp_login") is None
     assert "op://Team/corp_login/password" in one_password.how_to_set("corp_login")
-
-
-def test_a_kv_engine_that_is_not_there_is_said_to_be(token: EnvironmentSecrets) -> None:
-    with pytest.raises(SecretsError, match="does not answer"):
-        BaoSecrets("http://127.0.0.1:1/secret", token.get).get("brave.api_key")
 
 
 def test_1password_that_is_not_signed_in_is_not_taken_for_empty(tmp_path: Path) -> None:
@@ -160,13 +135,13 @@ def test_1password_that_is_not_signed_in_is_not_taken_for_empty(tmp_path: Path) 
 
 
 async def test_the_setting_lists_stores_and_their_order(
-    tmp_path: Path, engine: kv2.Engine, token: EnvironmentSecrets
+    tmp_path: Path, openbao: bao.Bao, token: EnvironmentSecrets
 ) -> None:
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "own" / "brave.api_key").write_text("of the folder")
     (tmp_path / "own" / "brave.api_key").chmod(0o600)
     answer = program(tmp_path, "answer", PROGRAM)
-    listed = f"vault; environment; openbao:{engine.url}/secret; folder:{tmp_path / 'own'}; command:{answer} ; op:Team"
+    listed = f"vault; environment; openbao:{openbao.store}; folder:{tmp_path / 'own'}; command:{answer} ; op:Team"
     async with Database(f"sqlite:///{tmp_path / 'lockgate.db'}") as database:
         vault = Vault(database, tmp_path, "file")
         await vault.open()
@@ -180,7 +155,7 @@ async def test_the_setting_lists_stores_and_their_order(
         found = await to_thread.run_sync(secrets.resolve, one)
         assert found["brave.api_key"].reveal() == b"of the vault"
         for bad in ("nothing", "folder;mystery:x", "command:", "op:", "vault:x", "openbao:http://192.0.2.1/secret",
-                    "openbao:https://user@host/secret", "openbao:https://host"):  # fmt: skip
+                    "openbao:https://user@host/secret"):  # fmt: skip
             with pytest.raises(SettingsError, match="LOCKGATE_STORES"):
                 open_stores(bad, vault, token, tmp_path)
         assert [type(store).__name__ for store in open_stores("", vault, token, tmp_path)] == [
