@@ -5,16 +5,15 @@ is decoded, and each of its texts is read the way its reader will have it, whate
 
 import base64
 import binascii
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
-from typing import Any, Final
+from itertools import chain, islice
+from typing import Any, Final, TypeVar
 
 import msgspec
-from ahocorasick_rs import BytesAhoCorasick
+from ahocorasick_rs import BytesAhoCorasick, Implementation
 
 from policies.guards import credentials, markup, personal, unseen
 from policies.guards.modes import Guard, Guards, Mode
@@ -27,12 +26,14 @@ _MIME: Final = b"mimeType"
 _BLOB: Final = b'blob"'
 """The name of a member with base64, in which no search finds anything."""
 _MARKUP: Final = (b"svg", b"SVG", b"html", b"HTML")
-_DIGITS: Final = re.compile(rb"[0-9][0-9][0-9 -]|\+[0-9(]|\([0-9]")
 _OWN: Final = frozenset(("requestState", "taskId", "nextCursor"))
 """Members of a result that go back to the server as they came, and that no model reads."""
 MAX_KINDS: Final = 8
 MAX_DEPTH: Final = 200
+MAX_COUNTED: Final = 1000
+"""Findings of one guard in one payload from which on it looks no further, where nothing is to be replaced."""
 
+_T = TypeVar("_T")
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -64,7 +65,9 @@ class Scanner:
         self._size = "size" in on
         needles = [(guard, needle) for guard, needle in _NEEDLES if guard in on]
         self._owners = [guard for guard, _ in needles]
-        self._search = BytesAhoCorasick([needle for _, needle in needles] or [b"\xff"])
+        self._search = BytesAhoCorasick(
+            [needle for _, needle in needles] or [b"\xff"], implementation=Implementation.DFA
+        )
         self.is_off = not on
 
     def suspects(self, payload: bytes) -> set[Guard]:
@@ -75,7 +78,7 @@ class Scanner:
         spelled = b"\\" in payload and (b"\\u" in payload or b"\\/" in payload)
         if spelled or _BLOB in payload:
             found |= self._modes.keys() & {"secrets", "personal", "hidden", "markup"}
-        if self._personal and (b"@" in payload or _DIGITS.search(payload) is not None):
+        if self._personal and (b"@" in payload or personal.NUMBERS.may_be_in(payload)):
             found.add("personal")
         if self._escapes and (_BLOB in payload or unseen.may_control(payload)):
             found.add("escapes")
@@ -264,19 +267,19 @@ class _Walk:
         """The text after all guards; None if it is the same."""
         new = text
         # Hidden characters first: taken out, what they split is found by the others.
-        if self._hidden and not new.isascii():
+        if self._hidden and not new.isascii() and self._goes_on("hidden"):
             new = self._each("hidden", new, unseen.hidden(new), unseen.named)
-        if self._escapes:
+        if self._escapes and self._goes_on("escapes"):
             new = self._each("escapes", new, unseen.controls(new), unseen.picture)
-        if self._secrets:
+        if self._secrets and self._goes_on("secrets"):
             new = self._replaced("secrets", new, credentials.PATTERNS.find(new))
-        if self._personal:
+        if self._personal and self._goes_on("personal"):
             mails = ((start, end, "mail address") for start, end in personal.mails(new))
-            new = self._replaced("personal", new, chain(mails, personal.PATTERNS.find(new)))
+            new = self._replaced("personal", new, chain(mails, personal.NUMBERS.find(new)))
         return new if new != text else None
 
     def _each(self, guard: Guard, text: str, found: Iterable[tuple[int, int]], shown: Callable[[str], str]) -> str:
-        spans = list(found)
+        spans = list(self._most(guard, found))
         if not spans:
             return text
         self._count(guard, ["hidden characters" if guard == "hidden" else "control characters"] * len(spans))
@@ -284,7 +287,7 @@ class _Walk:
 
     def _replaced(self, guard: Guard, text: str, found: Iterable[tuple[int, int, str]]) -> str:
         spans, at = list[tuple[int, int, str]](), 0
-        for start, end, kind in sorted(found):
+        for start, end, kind in sorted(self._most(guard, found)):
             if start < at:
                 spans[-1] = (spans[-1][0], max(at, end), spans[-1][2])  # one secret within or beside another
             else:
@@ -292,6 +295,13 @@ class _Walk:
                 self._count(guard, (kind,))
             at = max(at, end)
         return _spliced(text, spans) if spans and self._redacts(guard) else text
+
+    def _goes_on(self, guard: Guard) -> bool:
+        return self._done.counts[guard] < MAX_COUNTED or self._redacts(guard)
+
+    def _most(self, guard: Guard, found: Iterable[_T]) -> Iterable[_T]:
+        """All that is to be replaced, or else as many as are counted."""
+        return found if self._redacts(guard) else islice(found, MAX_COUNTED - self._done.counts[guard])
 
     def _redacts(self, guard: Guard) -> bool:
         return self._modes[guard] == "redact"

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from ahocorasick_rs import AhoCorasick, Implementation
+
 _ALWAYS: Final = (
     "\u202a-\u202e\u2066-\u2069"  # direction
     "\u200b\u2060-\u2065\u206a-\u206f\u180e\u115f\u1160\u3164\uffa0\ufff9-\ufffb"  # nothing to see at all
@@ -23,6 +25,15 @@ _FLAG: Final = re.compile("[\U000e0020-\U000e007e]{2,6}\U000e007f")
 """Behind a black flag: that of a region, the one use of tags (Unicode Technical Standard 51, annex C)."""
 _BLACK_FLAG: Final = "\U0001f3f4"
 
+_RANGES: Final = (
+    (0x202A, 0x202E), (0x2066, 0x2069), (0x200B, 0x200F), (0x2060, 0x206F), (0x180E, 0x180E), (0x115F, 0x1160),
+    (0x3164, 0x3164), (0xFFA0, 0xFFA0), (0xFFF9, 0xFFFB), (0xFE00, 0xFE0F), (0xAD, 0xAD), (0x34F, 0x34F),
+    (0xFEFF, 0xFEFF), (0xE0000, 0xE007F), (0xE0100, 0xE01EF),
+)  # fmt: skip
+CHARACTERS: Final = tuple(chr(code) for first, last in _RANGES for code in range(first, last + 1))
+_ANY: Final = AhoCorasick(list(CHARACTERS), implementation=Implementation.DFA)
+"""Finds the first of a run many times faster than the expression does."""
+
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPED: Final = re.compile(rb"\\(?:u00(?:[01]|7[fF]|[89])|[bf]|r(?!\\n))")
 _RAW: Final = re.compile(rb"\xc2[\x80-\x9f]")
@@ -30,7 +41,11 @@ _RAW: Final = re.compile(rb"\xc2[\x80-\x9f]")
 
 def hidden(text: str) -> Iterator[tuple[int, int]]:
     """Where hidden characters are, as spans."""
-    for found in _RUN.finditer(text):
+    at = 0
+    for _, begins, _ in _ANY.find_matches_as_indexes(text):
+        if begins < at or (found := _RUN.match(text, begins)) is None:
+            continue
+        at = found.end()
         run, start, end = found[0], *found.span()
         if _PLAIN.fullmatch(run):
             around = text[start - 1 : start] + text[end : end + 1]
@@ -50,12 +65,7 @@ def controls(text: str) -> Iterator[tuple[int, int]]:
 
 def hidden_in_utf8() -> Iterable[bytes]:
     """What payloads with hidden characters contain."""
-    ranges = (
-        (0x202A, 0x202E), (0x2066, 0x2069), (0x200B, 0x200F), (0x2060, 0x206F), (0x180E, 0x180E), (0x115F, 0x1160),
-        (0x3164, 0x3164), (0xFFA0, 0xFFA0), (0xFFF9, 0xFFFB), (0xFE00, 0xFE0F), (0xAD, 0xAD), (0x34F, 0x34F),
-        (0xFEFF, 0xFEFF),
-    )  # fmt: skip
-    plain = {chr(code).encode() for first, last in ranges for code in range(first, last + 1)}
+    plain = {c.encode() for c in CHARACTERS if ord(c) < 0x10000}
     return [*sorted(plain), "\U000e0000".encode()[:2]]
 
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog import find_shipped_catalog, load_catalog
-from policies.guards import DEFAULTS, GUARDS, Guard, Guards, Mode, Scan, scanner
+from policies.guards import DEFAULTS, GUARDS, Guard, Guards, Mode, Scan, scanner, unseen
 from policies.guards import markup as pages
+from policies.guards.scanner import MAX_COUNTED
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 KEY = "ghp_" + "aB3dE5gH7jK9mN1pQ3sT5vX7zA9bC1dE3fG5"
@@ -118,6 +119,41 @@ def test_a_secret_split_by_hidden_characters_is_found_where_those_are_shown() ->
     done = look({"t": KEY[:20] + "\u200b" + KEY[20:]})
     assert done is not None
     assert done.counts["hidden"] == 1
+
+
+def test_every_hidden_character_is_looked_for() -> None:
+    runs = {chr(code) for code in range(0x80, 0x110000) if unseen._RUN.match(chr(code))}
+    assert runs == set(unseen.CHARACTERS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "card\n4111 1111 1111 1111", "(4111-1111-1111-1111)", "20260 4111 1111 1111 1111", "3782 822463 10005",
+        "é4111111111111111", "\tDE89 3704 0044 0532 0130 00", "x: DE89370400440532013000.", "\n078-05-1120",
+        "\n+49 30 1234567", "call (212) 555-1234", "+49(30)1234567",
+    ],
+)  # fmt: skip
+def test_numbers_are_found_whatever_stands_before_them(text: str) -> None:
+    done = look({"t": text}, guards=("personal",))
+    assert done is not None
+    assert done.counts == {"personal": 1}
+
+
+def test_findings_are_counted_up_to_a_number_and_replaced_all() -> None:
+    text = f"{KEY} a\u202eb \x1b a.b@firm.de\n" * (MAX_COUNTED + 7)
+    each = ("secrets", "hidden", "escapes", "personal")
+    for value in ({"t": text}, {"t": text.splitlines()}):
+        for mode in ("warn", "block"):
+            done = look(value, mode, each)  # type: ignore[arg-type]
+            assert done is not None
+            assert done.counts == dict.fromkeys(each, MAX_COUNTED)
+            assert (done.blocked is not None) == (mode == "block")
+        done = look(value, "redact", each)  # type: ignore[arg-type]
+        assert done is not None
+        assert set(done.counts.values()) == {MAX_COUNTED + 7}
+        for gone in (KEY, "\\u202e", "\u202e", "\x1b", "\\u001b", "firm.de"):
+            assert gone.encode() not in done.payload
 
 
 # -- markup ----------------------------------------------------------------------------------------
