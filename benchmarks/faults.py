@@ -1,6 +1,7 @@
 """The fault benchmark: what happens to calls of a healthy server while something happens to another one.
 
-Knows two servers in containers behind one pool, and what can be done to one of them.
+Knows two servers in containers behind one pool, and what can be done to one of them; plain_docker.py knows the same
+without a gateway.
 
     python benchmarks/faults.py [--quick] [FAULT ...]
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import platform
@@ -19,10 +21,11 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 import docker
@@ -33,6 +36,7 @@ from msgspec import Raw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.containers import Deaf
+from benchmarks.plain_docker import Plain, Step
 from catalog import Entry, Limits, find_shipped_catalog, load_catalog
 from gateway import errors
 from gateway.docker_engine import DockerEngine
@@ -42,8 +46,11 @@ from gateway.pool import Bounds, Pool
 from gateway.runs import Run
 from gateway.runtimes import Runtime
 from gateway.runtimes.docker import DockerRuntime
+from gateway.serverlog import ServerLog
+from gateway.serving import COLLECT_EVERY
 from gateway.settings import read_settings
 from gateway.wire import envelope
+from gateway.wire.channel import Channel, Receiver
 from tests.gateway.engines import engine_url, make_tiny_image, tiny_entry
 from tests.gateway.test_engine_restart import private_engine
 
@@ -71,9 +78,29 @@ class Row(NamedTuple):
     fault: str
     without: list[Window]
     during: list[Window]
+    plain_without: list[Window]
+    """The same without a gateway, where that was measured."""
+    plain_during: list[Window]
 
     def ratio(self, of: Callable[[Window], float]) -> float:
         return median(map(of, self.during)) / median(map(of, self.without))
+
+    def plain_ratio(self, of: Callable[[Window], float]) -> float | None:
+        if not self.plain_during:
+            return None
+        return median(map(of, self.plain_during)) / median(map(of, self.plain_without))
+
+
+class Watched(DockerRuntime):
+    """Remembers when it started which server, so that the same can be done without it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.starts: list[tuple[str, float]] = []
+
+    async def start(self, entry: Entry, receiver: Receiver, log: ServerLog, owner: str = "") -> Channel:
+        self.starts.append((entry.id, time.perf_counter()))
+        return await super().start(entry, receiver, log, owner)
 
 
 @dataclass
@@ -82,6 +109,9 @@ class Bench:
 
     pool: Pool
     engine: docker.APIClient
+    runtime: Watched
+    kills: list[float] = field(default_factory=list)
+    """When the other server's container was killed by us."""
 
     async def call(self, id: str, tool: str = HELLO, arguments: str = "{}") -> None:
         upstream = await self.pool.connection(id)
@@ -91,7 +121,11 @@ class Bench:
     async def container(self) -> str:
         return (await self.pool.connection("bad")).detail["container"]
 
-    async def window(self, seconds: float) -> Window:
+    async def good(self) -> None:
+        await self.call("good")
+
+    @staticmethod
+    async def window(call: Callable[[], Awaitable[None]], seconds: float) -> Window:
         """Call the healthy server for so long. Time counts from when a call was due: one that held up its caller's
         others is not counted once only."""
         took: list[float] = []
@@ -100,7 +134,7 @@ class Bench:
         async def caller(offset_s: float) -> None:
             await asyncio.sleep(offset_s)
             while (began := time.perf_counter()) < until:
-                await self.call("good")
+                await call()
                 took.append(1000 * (time.perf_counter() - began))
                 await asyncio.sleep(PAUSE_S)
 
@@ -151,7 +185,9 @@ async def killed(bench: Bench) -> AsyncIterator[None]:
     async def again_and_again() -> None:
         while True:
             with suppress(errors.UpstreamError, docker.errors.APIError):
-                await to_thread.run_sync(bench.engine.kill, await bench.container())
+                container = await bench.container()
+                bench.kills.append(time.perf_counter())
+                await to_thread.run_sync(bench.engine.kill, container)
             await asyncio.sleep(0.5)
 
     async with working(again_and_again(), bench.asks(HELLO)):
@@ -195,10 +231,13 @@ def engine_stopped(start: Callable[[], Awaitable[None]], stop: Callable[[], Awai
     return entered
 
 
+KILLED: Final = "container killed"
+OUT_OF_MEMORY: Final = "out of memory"
+
 FAULTS: Final[dict[str, Fault]] = {
-    "container killed": killed,
+    KILLED: killed,
     "container paused": paused,
-    "out of memory": asking("eat"),
+    OUT_OF_MEMORY: asking("eat"),
     "disk full": asking("fill"),
     "stdout flooded with messages": asking("messages"),
     "stdout flooded with noise": asking("noise"),
@@ -209,15 +248,34 @@ FAULTS: Final[dict[str, Fault]] = {
 ENGINE: Final = "engine stopped and started"
 
 
-async def measure(bench: Bench, name: str, fault: Fault, rounds: int, seconds: float) -> Row:
-    row = Row(name, [], [])
+def steps_of(name: str, bench: Bench, began: float) -> list[Step]:
+    """What happened to the other server's container from then on, to be done again without a gateway."""
+    starts = [at - began for id, at in bench.runtime.starts if id == "bad" and at >= began]
+    if name == OUT_OF_MEMORY:
+        return [(0.0, "eat"), *((at, what) for at in starts for what in ("start", "eat"))]
+    kills = [at - began for at in bench.kills if at >= began]
+    return sorted([*((at, "start") for at in starts), *((at, "kill") for at in kills)])
+
+
+async def measure(
+    bench: Bench, name: str, fault: Fault, rounds: int, seconds: float, plain: Plain | None = None
+) -> Row:
+    row = Row(name, [], [], [], [])
     for _ in range(rounds):
         await bench.recovers()
-        row.without.append(await bench.window(seconds))
+        row.without.append(await bench.window(bench.good, seconds))
+        began = time.perf_counter()
         async with fault(bench):
-            row.during.append(await bench.window(seconds))
+            row.during.append(await bench.window(bench.good, seconds))
+        steps = steps_of(name, bench, began)
         await bench.recovers()
-        row.without.append(await bench.window(seconds))
+        row.without.append(await bench.window(bench.good, seconds))
+        if plain is not None:
+            row.plain_without.append(await bench.window(plain.hello, seconds))
+            async with plain.replayed(steps):
+                row.plain_during.append(await bench.window(plain.hello, seconds))
+            await plain.recovers()
+            row.plain_without.append(await bench.window(plain.hello, seconds))
     return row
 
 
@@ -239,9 +297,9 @@ def cache_dir() -> Path:
 
 
 @asynccontextmanager
-async def runtime_on(url: str, folder: Path, run: Run) -> AsyncIterator[DockerRuntime]:
+async def runtime_on(url: str, folder: Path, run: Run) -> AsyncIterator[Watched]:
     engine = DockerEngine(url)
-    runtime = DockerRuntime(engine, ImageStore(cache_dir(), engine, run=run), folder / "volumes", run)
+    runtime = Watched(engine, ImageStore(cache_dir(), engine, run=run), folder / "volumes", run)
     if reason := await runtime.probe():
         raise SystemExit(reason)
     try:
@@ -270,15 +328,27 @@ async def measured(names: Sequence[str], quick: bool) -> list[Row]:
                 image = await python_image(run)
                 good, bad = faulty("good", image), faulty("bad", image)
                 async with pool_of([good, bad], lambda _: runtime, folder / "listings") as pool:
+                    bench = Bench(pool, api, runtime)
                     for name in FAULTS:
-                        if name in names:
-                            rows.append(await measure(Bench(pool, api), name, FAULTS[name], rounds, seconds))
+                        if name in names and name in (KILLED, OUT_OF_MEMORY):
+                            async with await plain_of(bench) as plain:
+                                rows.append(await measure(bench, name, FAULTS[name], rounds, seconds, plain))
+                        elif name in names:
+                            rows.append(await measure(bench, name, FAULTS[name], rounds, seconds))
                 if ENGINE in names and os.geteuid() == 0 and shutil.which("dockerd"):
                     rows.append(await another_engine(good, runtime, folder, run, rounds, seconds))
     finally:
         api.close()
         shutil.rmtree(folder, ignore_errors=True)
     return rows
+
+
+async def plain_of(bench: Bench) -> Plain:
+    """Both containers once more, as the gateway made its own."""
+    await bench.recovers()
+    names = [(await bench.pool.connection(id)).detail["container"] for id in ("good", "bad")]
+    good, bad = [await to_thread.run_sync(bench.engine.inspect_container, name) for name in names]
+    return Plain(urlsplit(engine_url()).path, good, bad)
 
 
 async def another_engine(
@@ -294,7 +364,7 @@ async def another_engine(
                 runtimes: dict[str, Runtime] = {"good": runtime, "bad": second}
                 async with pool_of(entries, lambda one: runtimes[one.id], folder / "others") as pool:
                     fault = engine_stopped(private.start, private.stop)
-                    return await measure(Bench(pool, api), ENGINE, fault, rounds, seconds)
+                    return await measure(Bench(pool, api, second), ENGINE, fault, rounds, seconds)
         finally:
             api.close()
 
@@ -305,6 +375,10 @@ def main() -> None:
     parser.add_argument("fault", nargs="*", help="only these")
     options = parser.parse_args()
     names = options.fault or [*FAULTS, ENGINE]
+    # As the gateway does once it serves (serving.py).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_EVERY)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         rows = runner.run(measured(names, options.quick))
     machine = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "python": platform.python_version()}
@@ -312,6 +386,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps({"machine": machine, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
     print(
         f"{'the other server':30} {'p50 ms: without  during':>24} {'p99 ms: without  during':>25} {'p50':>7} {'p99':>7}"
+        f"  plain docker's: {'p50':>6} {'p99':>7}"
     )
     for row in rows:
         p50, p99 = (
@@ -319,6 +394,8 @@ def main() -> None:
             for of in ("p50_ms", "p99_ms")
         )
         ratios = f"{p50[1] / p50[0]:5.2f} x {p99[1] / p99[0]:5.2f} x"
+        plain = [row.plain_ratio(of) for of in (lambda window: window.p50_ms, lambda window: window.p99_ms)]
+        ratios += "                " + " ".join("      -" if one is None else f"{one:5.2f} x" for one in plain)
         print(f"{row.fault:30} {p50[0]:16.2f} {p50[1]:7.2f} {p99[0]:17.2f} {p99[1]:7.2f} {ratios}")
     worst = max(rows, key=lambda row: row.ratio(lambda window: window.p99_ms))
     print(f"faults: worst_p99={worst.ratio(lambda window: window.p99_ms):.2f} ({worst.fault})")

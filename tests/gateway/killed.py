@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -147,13 +147,14 @@ class Cycles:
         self.longest_s = 0.0
         self.longest: list[str] = []
         """What was left for so long."""
+        self.killed: Counter[str] = Counter()
+        """How many gateways, by the moment."""
         self.found: Counter[str] = Counter()
         """What the kills had left before each look: a test that never finds anything would show nothing."""
 
     def run(self) -> None:
-        moments = [moment for moment in LONGEST_S for _ in range(OFTEN.get(moment, 1))]
-        for number in range(self._order["cycles"]):
-            moment = self._random.choice(moments)
+        for number, moment in zip(range(self._order["cycles"]), self._moments(), strict=False):
+            self.killed[moment] += 1
             if moment == "pull":
                 self._forget_pulled()
             pid, reading = fork(self._order, moment)
@@ -164,6 +165,13 @@ class Cycles:
                 kill(pid, reading)
             if (number + 1) % CHECK_EVERY == 0:
                 self.check(f"cycle {number} ({moment})")
+
+    def _moments(self) -> Iterator[str]:
+        """Every moment as often as it should be, in an order that is another one each time."""
+        moments = [moment for moment in LONGEST_S for _ in range(OFTEN.get(moment, 1))]
+        while True:
+            self._random.shuffle(moments)
+            yield from moments
 
     def check(self, when: str) -> None:
         """Start a gateway that does nothing; soon nothing of the killed ones may be left."""
@@ -234,7 +242,8 @@ def main() -> None:
     cycles.run()
     cycles.check("the last cycle")
     found = ", ".join(f"{count} {what}" for what, count in sorted(cycles.found.items()))
-    kills = f"seed {order['seed']}: {order['cycles']} kills"
+    at = ", ".join(f"{count} at {moment}" for moment, count in sorted(cycles.killed.items()))
+    kills = f"seed {order['seed']}: {order['cycles']} kills ({at})"
     print(f"{kills} left {found}; nothing after {cycles.longest_s:.1f} s; longest: {cycles.longest}", flush=True)
 
 
