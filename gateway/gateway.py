@@ -28,7 +28,7 @@ from gateway.credentials import Credentials
 from gateway.database import Database
 from gateway.delegation import Delegate
 from gateway.docker_engine import DockerEngine
-from gateway.door import Door
+from gateway.door import LEARN_TIMEOUT_S, Door
 from gateway.egress.attempts import Attempt
 from gateway.images import ImageStore
 from gateway.inner import InnerRuntime
@@ -238,11 +238,20 @@ class Gateway:
         self.secrets = Secrets(stores, _secret_names(self.catalog))
         self.secrets.resolved = self.known.add
 
-    async def signed_in(self, ticket: Ticket) -> None:
-        """Somebody has signed in for a server: ask it what it offers, if nobody knows yet."""
-        if ticket.entry.id in self.pool.servers and self.pool.listing(ticket.entry.id) is None:
-            caller = Caller(Principal(ticket.principal), self.profile)
-            await self.door.learn([ticket.entry.id], caller=caller)
+    async def signed_in(self, ticket: Ticket) -> str:
+        """Somebody has signed in for a server: ask it what it offers, if nobody knows yet. What it wants besides, if
+        anything, with a link."""
+        if ticket.entry.id not in self.pool.servers or self.pool.listing(ticket.entry.id) is not None:
+            return ""
+        caller = Caller(Principal(ticket.principal), self.profile)
+        try:
+            async with asyncio.timeout(LEARN_TIMEOUT_S):
+                await self.door.connect(caller, ticket.entry.id)
+        except errors.CredentialMissing as exc:
+            return str(exc)
+        except (errors.UpstreamError, TimeoutError) as exc:
+            _log.warning("%s", str(exc) or f"server {ticket.entry.id} did not say in time what it offers")
+        return ""
 
     async def _open_runtimes(self, stack: AsyncExitStack) -> None:
         settings = self.settings

@@ -33,8 +33,8 @@ PAGE: Final = """<!doctype html>
 class ConnectPages:
     """`/connect/TICKET` and `/connect/callback`. Without a ticket there is nothing to see."""
 
-    def __init__(self, signins: Signins, connected: Callable[[Ticket], Awaitable[None]]) -> None:
-        """`connected` is told of each sign-in that came to its end."""
+    def __init__(self, signins: Signins, connected: Callable[[Ticket], Awaitable[str]]) -> None:
+        """`connected` is told of each sign-in that came to its end; says what the server wants besides."""
         self._signins = signins
         self._connected = connected
 
@@ -79,8 +79,9 @@ class ConnectPages:
             ticket = await self._signins.finish(given, request.cookies.get(COOKIE, ""))
         except GatewayError as exc:
             return _failed(str(exc))
-        await self._connected(ticket)
-        answer = _page("Signed in", f"<p>{_safe(ticket.entry.title)} can be used now. You may close this page.</p>")
+        besides = await self._connected(ticket)
+        text = f"{ticket.entry.title} can be used now. You may close this page."
+        answer = _page("Signed in", f"<p>{_safe(besides or text)}</p>")
         answer.delete_cookie(COOKIE, path="/connect")
         return answer
 

@@ -30,8 +30,8 @@ from gateway.vault import TOKEN, Change, Place, Vault
 TICKET_S: Final = 600.0
 """How long a link may be opened, and how long a sign-in may take."""
 MAX_OPEN: Final = 1000
-MAX_STEP_UPS: Final = 3
-"""How often the same scopes are asked for one server before it is taken for a loop."""
+MAX_STEP_UPS: Final = 2
+"""How often one server may ask for the same scopes before it is taken for a loop: three sign-ins with the first."""
 CLIENT: Final = "client"
 ISSUER: Final = "issuer"
 """Which authorization server a client that the operator has set is for."""
@@ -39,6 +39,8 @@ PROBE: Final = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
     b'"clientInfo":{"name":"lockgate","version":"1"}}}'
 )
+LIST: Final = b'{"jsonrpc":"2.0","id":2,"method":"tools/list"}'
+"""For servers that anybody may begin to speak to."""
 T = TypeVar("T")
 
 
@@ -360,11 +362,14 @@ def signs_in(entry: Entry) -> bool:
 async def _challenge(fetcher: Fetcher, url: str) -> discovery.Challenge:
     """What the server says to somebody without a token."""
     headers = b"Content-Type: application/json\r\n"
-    try:
-        answer = await fetcher.send("POST", url, headers, PROBE)
-    except FetchRefused:
-        return discovery.Challenge()
-    return discovery.challenge(answer.challenge)
+    for body in (PROBE, LIST):
+        try:
+            answer = await fetcher.send("POST", url, headers, body)
+        except FetchRefused:
+            continue
+        if answer.challenge:
+            return discovery.challenge(answer.challenge)
+    return discovery.Challenge()
 
 
 def _fetcher(url: str) -> Fetcher:

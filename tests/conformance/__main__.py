@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.conformance import fixture
-from tests.conformance.runs import CLIENT, FLOOR, FORMS, Order, Run
+from tests.conformance.runs import CLIENT, FLOOR, FORMS, SIGNING, Order, Run
 from tests.conformance.suite import REVISIONS, Check, Outcome, Suite, SuiteError, cache_dir
 
 # -- printing ----------------------------------------------------------------------------------------
@@ -109,7 +109,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
-    parser.add_argument("--form", action="append", choices=[*FORMS, CLIENT], help="behind the gateway; default: all")
+    parser.add_argument(
+        "--form", action="append", choices=[*FORMS, CLIENT, SIGNING], help="behind the gateway; default: all"
+    )
     parser.add_argument("--revision", action="append", choices=REVISIONS, help="of the suite's side; default: all")
     parser.add_argument("--scenario", help="one scenario by its name")
     parser.add_argument("--straight", action="store_true", help="judge the fixture itself, without a gateway")
@@ -120,10 +122,11 @@ def _arguments() -> argparse.Namespace:
 def _plan(given: argparse.Namespace) -> list[str]:
     """The forms to run, the longest first."""
     if given.straight:
-        kinds = dict.fromkeys(form.rpartition("-")[2] for form in given.form or [CLIENT, "both"])
+        asked = [form for form in given.form or [CLIENT, "both"] if form != SIGNING]  # the pages of a gateway, or none
+        kinds = dict.fromkeys(form.rpartition("-")[2] for form in asked)
         return [f"{FLOOR}-{kind}" for kind in kinds]
     floor = [] if given.form or given.scenario else [f"{FLOOR}-{CLIENT}", FLOOR]
-    return [*floor, *(given.form or [CLIENT, *FORMS])]
+    return [*floor, *(given.form or [SIGNING, CLIENT, *FORMS])]
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.conformance import emitted, fixture, front
+from tests.conformance import emitted, fixture, front, signing
 from tests.conformance.emitted import Emitted
 from tests.conformance.process import Ended
 from tests.conformance.relay import Relay
@@ -27,6 +27,8 @@ CLIENT: Final = "client"
 CLIENT_REVISIONS: Final = ("2025-11-25", "2026-07-28")
 SPEAKS: Final = {"legacy": ("2025-06-18", "2025-11-25"), "modern": ("2026-07-28",), "both": REVISIONS}
 NEWEST: Final = {"legacy": "2025-11-25", "modern": "2026-07-28"}
+SIGNING: Final = "signing"
+"""The scenarios of the client role in which the gateway has to sign in first."""
 DRIVER: Final = Path(__file__).with_name("driver.py")
 AT_ONCE: Final = 2
 """Each run is a gateway, a fixture and the suite, and mostly one of them works."""
@@ -72,6 +74,8 @@ class Order:
         try:
             if kind == CLIENT:
                 self._as_client(run, is_straight=is_straight)
+            elif kind == SIGNING:
+                self._signing_in(run)
             elif is_straight:
                 self._straight(run, kind if kind in SPEAKS else "both")
             else:
@@ -143,25 +147,38 @@ class Order:
         """
         command = shlex.join([sys.executable, str(DRIVER)])
         seen: list[Emitted] = []
-        for scenario in self._client_scenarios():
-            folder = self.results / run.form / scenario.revision / scenario.name.replace("/", "_")
+        for scenario in self._client_scenarios(signs_in=False):
+            folder = self._folder(run, scenario)
             beside = folder.with_name(f"{folder.name}.gateway")
             env = {"PYTHONPATH": str(front.ROOT), "CONFORMANCE_CACHE": str(self.cache)}
             env |= {"CONFORMANCE_STRAIGHT": "1"} if is_straight else {"CONFORMANCE_GATEWAY": str(beside)}
-            outcome = self.suite.judge_client(scenario, command, folder, env)
-            run.outcomes.append(outcome)
-            self.told(run.form, outcome)
+            self._judge_client(run, scenario, command, env)
             if not is_straight and (kept := beside / "emitted.jsonl").is_file():
                 seen += emitted.read(kept)
         self._check(run, seen)
 
-    def _client_scenarios(self) -> list[Scenario]:
-        """All but those of signing in."""
+    def _signing_in(self, run: Run) -> None:
+        """The gateway as a client that has to sign in first; no relay, as it would have another address than the
+        resource that the suite's server names."""
+        with signing.playing(self.results / run.form / "gateway.log") as command:
+            for scenario in self._client_scenarios(signs_in=True):
+                self._judge_client(run, scenario, command, {})
+
+    def _judge_client(self, run: Run, scenario: Scenario, command: str, env: Mapping[str, str]) -> None:
+        outcome = self.suite.judge_client(scenario, command, self._folder(run, scenario), env)
+        run.outcomes.append(outcome)
+        self.told(run.form, outcome)
+
+    def _folder(self, run: Run, scenario: Scenario) -> Path:
+        return self.results / run.form / scenario.revision / scenario.name.replace("/", "_")
+
+    def _client_scenarios(self, *, signs_in: bool) -> list[Scenario]:
+        """Those of signing in, or all others."""
         return [
             scenario
             for revision in self._wanted(CLIENT_REVISIONS)
             for scenario in self.suite.scenarios("client", revision)
-            if not scenario.name.startswith("auth/") and self.only in (None, scenario.name)
+            if scenario.name.startswith(signing.PREFIX) == signs_in and self.only in (None, scenario.name)
         ]
 
     def _check(self, run: Run, seen: Sequence[Emitted]) -> None:

@@ -222,7 +222,7 @@ class Suite:
 
     def _outcomes(self, folder: Path, expected: Iterable[Scenario]) -> Iterator[Outcome]:
         """What the suite left in the folder, in the order in which it ran; scenarios nobody expects are not scored."""
-        scenarios = {scenario.name.replace("/", "-"): scenario for scenario in expected}
+        scenarios = {scenario.name.rpartition("/")[2]: scenario for scenario in expected}
         revision = next(iter(scenarios.values())).revision if scenarios else ""
         found = []
         for path in folder.rglob("checks.json"):

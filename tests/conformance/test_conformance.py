@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.conformance import fixture
-from tests.conformance.runs import AT_ONCE, CLIENT, CLIENT_REVISIONS, FORMS, Order, Run
+from tests.conformance.runs import AT_ONCE, CLIENT, CLIENT_REVISIONS, FORMS, SIGNING, Order, Run
+from tests.conformance.signing import PREFIX
 from tests.conformance.suite import REVISIONS, Suite, cache_dir
 from tests.e2e.gateways import missing
 
@@ -26,6 +27,19 @@ LEAST: dict[tuple[str, str], int] = {
     ("client", "2026-07-28"): 7,
 }
 """Scored scenarios by role and revision: those of the suite's requirements, for 2025-06-18 all, without signing in."""
+SIGNS_IN: dict[str, str] = {
+    "2025-11-25": """
+        metadata-default metadata-var1 metadata-var2 metadata-var3 basic-cimd scope-from-www-authenticate
+        scope-from-scopes-supported scope-omitted-when-undefined scope-step-up scope-retry-limit
+        token-endpoint-auth-basic token-endpoint-auth-post token-endpoint-auth-none pre-registration""",
+}
+"""The scenarios of signing in, by name: whoever takes a newer suite sees what is new."""
+SIGNS_IN["2026-07-28"] = f"""{SIGNS_IN["2025-11-25"]}
+        resource-mismatch offline-access-scope offline-access-not-supported authorization-server-migration
+        iss-supported iss-not-advertised iss-supported-missing iss-wrong-issuer iss-unexpected iss-normalized
+        metadata-issuer-mismatch"""
+SIGNED_IN_AT = "2026-07-28"
+"""It has every scenario; `make conformance` runs those of 2025-11-25 as well."""
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +50,16 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     suite, cache = Suite(cache_dir()), cache_dir()
     suite.ensure()
     fixture.forget_earlier(cache)
-    order = Order(suite, tmp_path_factory.mktemp("conformance"), cache)
+    folder = tmp_path_factory.mktemp("conformance")
+    order, signing = Order(suite, folder, cache), Order(suite, folder, cache, (SIGNED_IN_AT,))
     marks = (item.get_closest_marker("form") for item in request.session.items)
     wanted = {mark.args[0] for mark in marks if mark is not None}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {form: pool.submit(order.run, form) for form in (CLIENT, *FORMS) if form in wanted}
+        yield {
+            form: pool.submit((signing if form == SIGNING else order).run, form)
+            for form in (SIGNING, CLIENT, *FORMS)
+            if form in wanted
+        }
 
 
 def _judge(run: Run, revision: str, least: int) -> None:
@@ -72,6 +91,25 @@ def test_servers_of_a_revision_get_all_it_requires_of_a_client(found: dict[str, 
     run = found[CLIENT].result()
     assert not run.broken, run.broken
     _judge(run, revision, LEAST["client", revision])
+
+
+@pytest.mark.form(SIGNING)
+def test_the_gateway_signs_in_as_every_scenario_requires(found: dict[str, Future[Run]]) -> None:
+    run = found[SIGNING].result()
+    assert not run.broken, run.broken
+    names = SIGNS_IN[SIGNED_IN_AT].split()
+    _judge(run, SIGNED_IN_AT, len(names))
+    assert [outcome.scenario.name.removeprefix(PREFIX) for outcome in run.outcomes if outcome.passed] == names
+
+
+@pytest.mark.form(SIGNING)
+@pytest.mark.parametrize("revision", CLIENT_REVISIONS)
+def test_the_suite_has_the_scenarios_of_signing_in_that_are_named_here(
+    found: dict[str, Future[Run]], revision: str
+) -> None:
+    listed = [scenario.name for scenario in Suite(cache_dir()).scenarios("client", revision)]
+    signing = [name.removeprefix(PREFIX) for name in listed if name.startswith(PREFIX)]
+    assert signing == SIGNS_IN[revision].split()
 
 
 @pytest.mark.parametrize("form", [pytest.param(form, marks=pytest.mark.form(form)) for form in (CLIENT, *FORMS)])

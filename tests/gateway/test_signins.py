@@ -192,11 +192,24 @@ async def test_a_server_that_wants_more_rights_gets_a_link_that_asks_for_all_of_
         await Browser().through(link_in(str(refused.value)))
         assert await call(place) == "alice at the provider; read write"
         provider.needs = "never granted to anybody here, as no scope has spaces"
-        for _ in range(3):
+        for _ in range(2):
             with pytest.raises(CredentialMissing, match="/connect/"):
                 await call(place)
         with pytest.raises(CredentialMissing, match="again and again"):
             await call(place)
+
+
+@pytest.mark.sec("SEC-055")
+async def test_a_server_that_lists_nothing_without_more_rights_gets_a_link_on_the_last_page(tmp_path: Path) -> None:
+    async with signing(tmp_path, Provider()) as (provider, place):
+        browser = Browser()
+        await browser.open(await link(place))
+        await browser.allow()
+        provider.needs, provider.needed_for = "write", ("tools/list",)
+        status, text = await browser.back()
+        assert status == 200
+        await Browser().through(link_in(text))
+        assert await call(place) == "alice at the provider; read write"
 
 
 async def test_a_token_that_is_refused_is_refreshed_and_one_that_cannot_be_is_forgotten(tmp_path: Path) -> None:

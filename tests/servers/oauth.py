@@ -42,6 +42,8 @@ class Provider:
         self.says_issuer: str | None = None
         """`iss` in the answer in place of the right one."""
         self.needs = "read"
+        self.needed_for = ("tools/call",)
+        """The methods that want the scope `needs`."""
 
     @property
     def resource(self) -> str:
@@ -145,7 +147,7 @@ class Provider:
         said = f'Bearer resource_metadata="{self.url}{PRM}/mcp"'
         if grant is None:
             return Response(status_code=401, headers={"WWW-Authenticate": said})
-        if message.get("method") == "tools/call" and self.needs not in grant.get("scope", "").split():
+        if message.get("method") in self.needed_for and self.needs not in grant.get("scope", "").split():
             said += f', error="insufficient_scope", scope="{self.needs}"'
             return Response(status_code=403, headers={"WWW-Authenticate": said})
         if request.method != "POST":
