@@ -178,8 +178,17 @@ def _is_valid(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
 
 
 async def evaluate(
-    model: str, tasks: Sequence[Task], plain: bool, shows: bool, kept: Path | None = None
+    model: str, tasks: Sequence[Task], plain: bool, kept: Path | None = None, had: Path | None = None
 ) -> list[Outcome]:
+    """
+    Args:
+        kept: the folder for transcripts.
+        had: the file with a line for each outcome; tasks that have one there are not done again.
+    """
+    outcomes = _had(had) if had else []
+    left = [task for task in tasks if task.id not in {outcome.id for outcome in outcomes}]
+    if not left:
+        return outcomes
     with tempfile.TemporaryDirectory(prefix="lockgate-eval-") as folder:
         wanted = replace(settings(), state_dir=Path(folder) / "state", port=0, profile="starter")
         store = open_store(wanted)
@@ -195,16 +204,22 @@ async def evaluate(
 
             await seed(call, wanted.state_dir / "volumes")
             insists = not plain and is_small(store, model)
-            outcomes = []
-            for task in tasks:
+            for task in left:
                 outcome = await attempt(task, client, tools, model, plain, insists, kept)
                 outcomes.append(outcome)
-                if shows:
-                    mark = "done" if outcome.done else "----"
-                    marks = f"{'tool' if outcome.chose else '-'} {'args' if outcome.argued else '-'}"
-                    said = " ".join(outcome.answer.split())[:90]
-                    print(f"{mark}  {outcome.id:22} {marks:9} {outcome.seconds:6.1f} s  {said}", file=sys.stderr)
+                if had:
+                    with had.open("a") as file:
+                        print(json.dumps(asdict(outcome), ensure_ascii=False), file=file)
+                mark = "done" if outcome.done else "----"
+                marks = f"{'tool' if outcome.chose else '-'} {'args' if outcome.argued else '-'}"
+                said = " ".join(outcome.answer.split())[:90]
+                print(f"{mark}  {outcome.id:22} {marks:9} {outcome.seconds:6.1f} s  {said}", file=sys.stderr)
             return outcomes
+
+
+def _had(path: Path) -> list[Outcome]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Outcome(**json.loads(line)) for line in lines]
 
 
 async def _all_tools(client: GatewayClient) -> list[dict[str, Any]]:
@@ -242,13 +257,11 @@ def main() -> None:
     parser.add_argument("--model", default=settings().model)
     parser.add_argument("--plain", action="store_true", help="the baseline: tools as text, no grammar")
     parser.add_argument("--only", default="", help="tasks whose ids begin so; several with commas")
-    parser.add_argument("--json", type=Path, help="write every outcome to this file")
+    parser.add_argument("--outcomes", type=Path, help="write each outcome to this file; a run cut off goes on from it")
     parser.add_argument("--transcripts", type=Path, help="keep the transcript of each run in this folder")
     wanted = parser.parse_args()
     tasks = [task for task in TASKS if any(task.id.startswith(start) for start in wanted.only.split(","))]
-    outcomes = asyncio.run(evaluate(wanted.model, tasks, wanted.plain, True, wanted.transcripts))
-    if wanted.json:
-        wanted.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1, ensure_ascii=False))
+    outcomes = asyncio.run(evaluate(wanted.model, tasks, wanted.plain, wanted.transcripts, wanted.outcomes))
     print(table(outcomes))
     how = f"{wanted.model}{' plain' if wanted.plain else ''}"
     print(f"agent-eval: {how} {sum(outcome.done for outcome in outcomes)} of {len(outcomes)}")

@@ -26,6 +26,7 @@ QUOTED_CHARS: Final = 1_500  # of a result that takes the place of an answer
 HOW_TO: Final = re.compile(r"To \w+ [^.\n]*\byou (?:can|could|need|should|would|must|have to)\b")
 ABBREVIATION: Final = re.compile(r"(?<![A-Za-z0-9_])[A-Z]{2,5}(?![A-Za-z0-9_])")
 USUAL: Final = frozenset(("AM", "PM", "OK", "ID", "URL", "URI", "JSON", "SQL", "HTML", "XML", "CSV", "API"))
+CLOCK: Final = re.compile(r"(?<![\d:.])(\d{1,2}):([0-5]\d)(?!\d)")
 READ_RESULT: Final = "read_result"
 READ_CHARS: Final = 3_500
 
@@ -103,7 +104,7 @@ class Conversation:
         if not turn.calls:
             if self._may_retry(turn.text):
                 self._has_retried = self.must_call = self.asks_again = True
-            elif self._insists and self._ignores_results():
+            elif self._insists and not self.is_closing and self._ignores_results():
                 self._insists, self.is_closing, self.asks_again = False, True, True
             else:
                 if self._checks and self._ignores_results():
@@ -129,7 +130,8 @@ class Conversation:
 
     def _ignores_results(self) -> bool:
         """Whether the answer has no word or number that only the results could have told, says how to do what is done
-        already, or has an abbreviation out of nowhere: a unit or a time zone that the model made up."""
+        already, or has an abbreviation or a time of day out of nowhere: a unit, a time zone or an hour that the model
+        made up."""
         if self.is_shaping:
             return False
         known = _words(self.task)
@@ -138,7 +140,8 @@ class Conversation:
             return False
         given = " ".join((self.task, *self._names, *(f"{name} {text}" for name, text in self._good)))
         made_up = set(ABBREVIATION.findall(self.answer)) - set(ABBREVIATION.findall(given)) - USUAL
-        return told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)) or bool(made_up)
+        is_off = bool(made_up or _times(self.answer) - _times(given.replace("T", " ")))
+        return told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)) or is_off
 
     def _quoted(self) -> str:
         """What the last call that succeeded returned, in place of an answer that has nothing of it."""
@@ -245,6 +248,11 @@ READ_RESULT_TOOL: Final[Mapping[str, Any]] = {
 def _words(text: str) -> set[str]:
     """Numbers, and words of four letters and more."""
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) >= 4 or word.isdigit()}
+
+
+def _times(text: str) -> set[tuple[int, str]]:
+    """Times of day on a clock of twelve hours."""
+    return {(int(hour) % 12, minute) for hour, minute in CLOCK.findall(text)}
 
 
 def _values(text: str) -> str:

@@ -518,6 +518,25 @@ async def test_answer_with_an_abbreviation_out_of_nowhere_is_not_taken() -> None
     assert (await insisting(model, "What is it in UTC?", call_tool=clock))[-2] == Answered(wrong)
 
 
+@pytest.mark.parametrize(("said", "is_told"), [("15:33 AM", False), ("00:00", True), ("12:00 AM", True)])
+async def test_time_of_day_out_of_nowhere_gives_way_to_the_result(said: str, is_told: bool) -> None:
+    async def clock(name: str, arguments: dict[str, Any]) -> ToolOutcome:
+        return ToolOutcome('{"zone": "Tokyo", "datetime": "2026-11-25T00:00:33+09:00"}')
+
+    model = ScriptedModel([("alpha", {})], f"In Tokyo it is {said}.")
+    answer = (await insisting(model, call_tool=clock))[-2]
+    assert isinstance(answer, Answered)
+    assert (answer.text == f"In Tokyo it is {said}.") is is_told
+    assert "2026-11-25T00:00:33+09:00" in answer.text or is_told
+
+
+async def test_answer_that_closes_a_run_is_not_asked_for_twice_in_the_same_words() -> None:
+    model = ScriptedModel([("alpha", {"n": 5})], [("alpha", {"n": 5})], "I am not sure about that.")
+    events = await insisting(model)
+    assert events[-2] == Answered("alpha returned: alpha says {'n': 5}")
+    assert len(model.requests) == 3
+
+
 async def test_failed_calls_are_no_information_where_another_succeeded() -> None:
     async def once(name: str, arguments: dict[str, Any]) -> ToolOutcome:
         return ToolOutcome("no such zone", True) if arguments else ToolOutcome('{"hour": 451}')
