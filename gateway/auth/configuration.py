@@ -71,6 +71,8 @@ class Login(_Part):
     scopes: tuple[Text, ...] = ("openid",)
     groups_claim: Text = "groups"
     groups: dict[Text, Text] = {}
+    again_after_h: Annotated[int, Field(ge=1, le=720)] = 24
+    """So many hours after its user allowed a client, that client has to ask again, and the provider with it."""
 
 
 class Configuration(_Part):

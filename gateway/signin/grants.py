@@ -27,6 +27,8 @@ GRACE_S: Final = 10.0
 """A client that did not get the answer may ask again for so long; after that a used token counts as stolen."""
 KEEP_OWN_S: Final = 3600.0
 """How long a grant of a client's own is kept: longer than its token is good."""
+DELEGATED_S: Final = 86400.0
+"""How long a grant of somebody who signed in at a provider is good: nobody says when they are removed there."""
 PREFIX: Final = "lgr_"
 SECRET_BYTES: Final = 32
 
@@ -60,9 +62,11 @@ class Reused(Exception):
 class Grants:
     """The grants of one database."""
 
-    def __init__(self, database: Database, secret_file: Path) -> None:
-        """`secret_file` holds what the next refresh token is derived from; it is made when missing."""
+    def __init__(self, database: Database, secret_file: Path, delegated_s: float = DELEGATED_S) -> None:
+        """`secret_file` holds what the next refresh token is derived from; it is made when missing. `delegated_s` is
+        how long grants of a provider's users are good."""
         self._database = database
+        self._delegated_s = delegated_s
         self._secret_file = secret_file
         self._secret = b""
 
@@ -111,6 +115,8 @@ class Grants:
                 if key is None or key.revoked_at is not None or late or await is_disabled(connection, key.account):
                     return None
                 return _grant(row, key.groups)
+            if ":" in row.account and time.time() >= row.created_at + self._delegated_s:
+                return None
             owner = (await connection.execute(select(accounts).where(accounts.c.name == row.account))).first()
             if owner is None or owner.disabled_at is not None:
                 return None

@@ -26,7 +26,7 @@ from gateway.signin.authorization import OFFLINE, Authorization
 from gateway.signin.browsers import Browsers
 from gateway.signin.clients import Clients
 from gateway.signin.endpoint import DEVICE_GRANT, TokenEndpoint, answering
-from gateway.signin.grants import Grants
+from gateway.signin.grants import DELEGATED_S, Grants
 from gateway.signin.parts import Parts
 from gateway.signin.passkeypages import PasskeyPages
 from gateway.signin.passkeys import Passkeys
@@ -58,7 +58,8 @@ class AuthorizationServer:
         self._secrets = secrets
         self.keys = SigningKeys(folder, database)
         self.accounts = Accounts(database)
-        self.grants = Grants(database, folder / "rotation.key")
+        delegated_s = configuration.login.again_after_h * 3600.0 if configuration.login else DELEGATED_S
+        self.grants = Grants(database, folder / "rotation.key", delegated_s)
         self.tokens = OwnTokens(names.base, self.keys, self.grants)
 
     def routes(self, authenticator: Authenticator, approvals: Approvals) -> list[Route]:
