@@ -16,10 +16,9 @@ from msgspec import Raw
 
 from gateway import errors
 from gateway.chatstream import GatewayRefused, stream_chat
-from gateway.gateway import Gateway
-from gateway.runtimes.remote import HttpChannel
+from gateway.running import Running, find_running, own_tls
+from gateway.runtimes.http_channel import HttpChannel
 from gateway.serverlog import ServerLog
-from gateway.serving import Running, find_running, own_tls, served
 from gateway.settings import Settings
 from gateway.upstream import Notice, Reply, Upstream
 from gateway.wire import envelope
@@ -122,6 +121,9 @@ async def gateway_client(settings: Settings, profile: str | None = None) -> Asyn
         async with _session(running, profile, own_tls(settings)) as client:
             yield client
         return
+    from gateway.gateway import Gateway  # a whole gateway takes a second to import
+    from gateway.serving import served
+
     async with (
         Gateway(replace(settings, port=0)) as gateway,
         served(gateway) as service,

@@ -5,7 +5,6 @@ Composes the rooms; knows no HTTP."""
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -56,6 +55,7 @@ from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
 from gateway.secrets import EnvironmentSecrets, Secrets
 from gateway.settings import Settings
+from gateway.statelock import lock_state, release_state
 from gateway.stores import open_stores
 from gateway.tokenquotas import TokenQuotas
 from gateway.vault import SECRET, Place, Vault
@@ -66,10 +66,6 @@ _log: Final = logging.getLogger(__name__)
 
 DEFINITIONS: Final = "definitions"
 """Folder of what was approved of each server's tools."""
-
-
-class StateInUse(errors.GatewayError):
-    """Another gateway holds this state folder; stop it, or give this one another LOCKGATE_STATE_DIR."""
 
 
 class Gateway:
@@ -388,23 +384,3 @@ def _secret_names(catalog: Catalog) -> list[str]:
     """The names under which secrets are kept, each once."""
     kept = (entry.kept_as(secret.name) for entry in catalog.runnable.values() for secret in entry.secrets)
     return list(dict.fromkeys(kept))
-
-
-def lock_state(state_dir: Path) -> int:
-    """Hold the state folder for this process; the system releases it however the process ends.
-
-    Raises:
-        StateInUse: another process holds it.
-    """
-    path = state_dir / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise StateInUse(f"another gateway uses {path.parent}; stop it or set LOCKGATE_STATE_DIR") from exc
-    return fd
-
-
-def release_state(fd: int) -> None:
-    os.close(fd)

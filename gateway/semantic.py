@@ -18,7 +18,7 @@ from engine import EngineError, ModelNotFound, StoredModel
 from gateway.client import gateway_client
 from gateway.modellist import open_store
 from gateway.models import Models
-from gateway.serving import find_running
+from gateway.running import find_running
 from gateway.settings import MIN_CONTEXT_TOKENS, Settings
 from gateway.vectorcache import VectorCache
 

@@ -10,7 +10,6 @@ import os
 import resource
 import secrets
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -25,8 +24,9 @@ from gateway import errors, patience
 from gateway.app import create_app, loopback_principal
 from gateway.auth.guard import authenticated_principal
 from gateway.auth.opening import names_of, open_guard
-from gateway.gateway import Gateway, StateInUse, lock_state, release_state
-from gateway.runs import RUN_FILE, SOCKET
+from gateway.gateway import Gateway
+from gateway.running import Running, socket_path
+from gateway.runs import RUN_FILE
 from gateway.settings import Settings
 from gateway.signin.server import AuthorizationServer
 from gateway.wire.http import McpEndpoint
@@ -40,15 +40,6 @@ BACKLOG: Final = 512
 COLLECT_EVERY: Final = (50_000, 20, 20)
 """Garbage collection thresholds: a call leaves few cycles, so young objects are looked at less often."""
 SOCKET_LINE_BYTES: Final = 65536
-
-
-class Running(msgspec.Struct):
-    """How to reach a running gateway; kept in its state folder, readable by its user only."""
-
-    url: str
-    pid: int
-    admin_token: str
-    profile: str
 
 
 class Service:
@@ -147,16 +138,6 @@ async def served(
         await task
 
 
-@contextmanager
-def socket_path(state_dir: Path) -> Generator[Path, None, None]:
-    """A short name for the socket file: `sockaddr_un` holds 108 bytes, a state folder's path may be longer."""
-    folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield Path(f"/proc/self/fd/{folder}/{SOCKET}")
-    finally:
-        os.close(folder)
-
-
 @asynccontextmanager
 async def joinable(gateway: Gateway, modern: ModernEra) -> AsyncIterator[set[asyncio.Task[None]]]:
     """Listen for `lockgate stdio` on a socket that only this user can open; its connections, yielded as tasks, end with
@@ -217,26 +198,3 @@ def _write_private(path: Path, content: bytes) -> None:
     with os.fdopen(fd, "wb") as file:
         file.write(content)
     temporary.replace(path)
-
-
-def own_tls(settings: Settings) -> ssl.SSLContext | None:
-    """For connections of this machine to the gateway itself: its very certificate, whatever name is in it."""
-    if settings.tls_cert is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(settings.tls_cert)
-    return context
-
-
-def find_running(settings: Settings) -> Running | None:
-    """The gateway that serves this state folder: the run file says how to reach it, the lock that it lives."""
-    try:
-        running = msgspec.json.decode((settings.state_dir / RUN_FILE).read_bytes(), type=Running)
-        release_state(lock_state(settings.state_dir))
-    except StateInUse:
-        return running
-    except (OSError, msgspec.DecodeError):
-        return None
-    return None

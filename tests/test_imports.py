@@ -3,10 +3,14 @@
 Knows nothing of what the modules do."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from gateway.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("catalog", "policies", "engine", "gateway")
@@ -107,3 +111,18 @@ def test_only_the_pool_opens_connections_and_only_the_door_asks_it_to_relay() ->
                 callers.add(str(path.relative_to(ROOT)))
     ways = {"gateway/door.py", "gateway/relayed.py", "gateway/upstream.py", "gateway/listening.py", "gateway/client.py"}
     assert callers == ways
+
+
+@pytest.mark.parametrize("command", ["tools", "server", "client", "agent"])
+def test_a_command_that_asks_the_running_gateway_imports_no_gateway(command: str) -> None:
+    program = f"import sys, gateway.cli, gateway.commands.{command}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"sqlalchemy", "docker", "starlette", "uvicorn", "cedarpy", "gateway.gateway"} & set(done.stdout.split())
+
+
+def test_the_command_line_imports_its_nouns_when_they_are_used() -> None:
+    program = "import sys, gateway.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"catalog", "engine", "gateway.client", "msgspec"} & set(done.stdout.split())
+    for name, command in COMMANDS.items():
+        assert command.load(name).name == name

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.chatstream import GatewayRefused
 from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import run, settings
-from gateway.serving import find_running
+from gateway.running import find_running
 
 
 def ask_gateway(question: Callable[[GatewayClient], Awaitable[dict[str, Any]]]) -> dict[str, Any]:

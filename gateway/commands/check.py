@@ -14,7 +14,7 @@ from gateway import errors
 from gateway.chatstream import is_elsewhere
 from gateway.commands.running import AsJson, ProfileOption, out, print_json, run, settings, shown
 from gateway.gateway import Gateway
-from gateway.serving import find_running
+from gateway.running import find_running
 
 
 def check(

@@ -28,7 +28,7 @@ from gateway.connect import (
     this_platform,
 )
 from gateway.errors import SettingsError
-from gateway.serving import find_running
+from gateway.running import find_running
 
 app = typer.Typer(no_args_is_help=True)
 ENTRY_NAME: Final = "lockgate"

@@ -14,9 +14,9 @@ from gateway.client import gateway_client
 from gateway.commands.running import err
 from gateway.database import Database
 from gateway.errors import GatewayError
-from gateway.gateway import lock_state, release_state
-from gateway.serving import find_running
+from gateway.running import find_running
 from gateway.settings import Settings
+from gateway.statelock import lock_state, release_state
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from gateway.client import GatewayClient, gateway_client
 from gateway.commands import model as models
 from gateway.commands.model import store
 from gateway.commands.running import AsJson, out, print_json, run, settings, shown
-from gateway.serving import find_running
+from gateway.running import find_running
 
 app: Final = models.app
 

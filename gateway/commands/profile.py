@@ -23,7 +23,7 @@ from gateway.commands.running import AsJson, completed, err, out, print_json, se
 from gateway.errors import SettingsError
 from gateway.profilefile import sequence
 from gateway.profiles import ProfileFiles
-from gateway.serving import find_running
+from gateway.running import find_running
 
 app = typer.Typer(no_args_is_help=True)
 

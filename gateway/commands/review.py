@@ -16,7 +16,7 @@ from gateway.commands.running import AsJson, err, out, print_json, settings, sho
 from gateway.errors import SettingsError, UnknownName
 from gateway.gateway import DEFINITIONS
 from gateway.reviews import Reviews
-from gateway.serving import find_running
+from gateway.running import find_running
 
 NUMBER_DIGITS: Final = 16
 ToolNames = Annotated[list[str] | None, typer.Argument(help="Tools to settle, as their server names them.")]

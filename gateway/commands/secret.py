@@ -22,9 +22,9 @@ from gateway.client import gateway_client
 from gateway.commands.running import AsJson, out, print_json, run, settings, shown
 from gateway.database import Database
 from gateway.errors import SecretsError, SettingsError
-from gateway.gateway import lock_state, release_state
-from gateway.serving import find_running
+from gateway.running import find_running
 from gateway.settings import Settings
+from gateway.statelock import lock_state, release_state
 from gateway.vault import Vault
 from gateway.vault.desk import VaultDesk
 

@@ -19,7 +19,8 @@ from engine import EngineError
 from gateway.chatstream import is_elsewhere
 from gateway.commands.running import err, first_line, log_to_stderr, out, run, settings
 from gateway.gateway import Gateway
-from gateway.serving import Running, served
+from gateway.running import Running
+from gateway.serving import served
 from gateway.settings import Settings
 from gateway.signin.accounts import Accounts
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from gateway.catalogs import open_catalog
 from gateway.commands.asking import ask_gateway
 from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, settings
-from gateway.serving import find_running
+from gateway.running import find_running
 
 app = typer.Typer(no_args_is_help=True)
 ServerId = Annotated[str, typer.Argument(help="The id of a catalogue entry.")]

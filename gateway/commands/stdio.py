@@ -8,10 +8,9 @@ import asyncio
 from typing import Final
 
 from gateway.commands.running import ProfileOption, log_to_stderr, run, settings
-from gateway.gateway import Gateway, StateInUse
-from gateway.serving import joinable, socket_path
+from gateway.running import socket_path
 from gateway.settings import Settings
-from gateway.wire.modern import ModernEra
+from gateway.statelock import StateInUse
 from gateway.wire.stdio import LineStreams, pipe_stdio, serve_lines, stdio_ends
 
 JOIN_TIMEOUT_S: Final = 60.0
@@ -54,6 +53,10 @@ async def _serve(wanted: Settings, profile: str | None) -> None:
     Raises:
         StateInUse: another process has the state folder.
     """
+    from gateway.gateway import Gateway  # joining another one, as most do, needs none of this
+    from gateway.serving import joinable
+    from gateway.wire.modern import ModernEra
+
     async with Gateway(wanted) as gateway:
         chosen = gateway.catalog.profile(profile or wanted.profile)
         modern = ModernEra(gateway.door)

@@ -16,8 +16,8 @@ from gateway import errors
 from gateway.docker_engine import DockerEngine
 from gateway.runtimes import launcher
 from gateway.runtimes.attach import AttachProtocol
+from gateway.runtimes.http_channel import HttpChannel
 from gateway.runtimes.old_sse import SseChannel
-from gateway.runtimes.remote import HttpChannel
 from gateway.serverlog import ServerLog
 from gateway.wire import envelope
 from gateway.wire.channel import Channel, Receiver, Routing

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.serving import socket_path
+from gateway.running import socket_path
 from tests.gateway.callers import Session, message
 from tests.gateway.running import Place, running
 from tests.gateway.test_modern import meta, request

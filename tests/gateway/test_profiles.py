@@ -13,10 +13,10 @@ from catalog import Catalog, Entry, Profile, Volume
 from gateway.choice import read_choice
 from gateway.errors import SecretsError, TokenRefused
 from gateway.mounts import MountGuard
+from gateway.running import socket_path
 from gateway.runtimes.handover import Handover
 from gateway.runtimes.percall import tool_entry
 from gateway.secrets import FolderSecrets, Secrets
-from gateway.serving import socket_path
 from gateway.upstream import Upstream
 from tests.gateway.callers import JSON, message
 from tests.gateway.running import USER, by_header, running

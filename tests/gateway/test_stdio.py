@@ -16,7 +16,7 @@ import pytest
 from gateway import auditlog
 from gateway.commands import stdio as command
 from gateway.descriptors import keep_only
-from gateway.gateway import StateInUse, lock_state, release_state
+from gateway.statelock import StateInUse, lock_state, release_state
 from tests.gateway.running import running
 from tests.servers import DEADLINE_S, until, write_catalog
 from tests.servers.carrier import carried

@@ -20,7 +20,7 @@ from gateway.client import gateway_client
 from gateway.commands import key
 from gateway.database import Database
 from gateway.errors import SettingsError
-from gateway.serving import own_tls
+from gateway.running import own_tls
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
 from tests.gateway.auth.test_guard import ask, bearer
 from tests.gateway.running import running
