@@ -13,7 +13,7 @@ from catalog.instance import Instance
 from catalog.loader import find_shipped_catalog, load_catalog, load_profiles, parse_catalog, parse_profiles
 from catalog.lock import Lock, Source, read_lock, write_lock
 from catalog.model import Model, WeightPart, WeightSource
-from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Sampling, Secret, Tasks, Volume
 from catalog.percall import CallTool
 from catalog.profile import Budget, Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
@@ -49,6 +49,7 @@ __all__ = [
     "Publisher",
     "Remote",
     "Rules",
+    "Sampling",
     "Secret",
     "Setting",
     "Source",

@@ -17,7 +17,7 @@ from catalog.errors import MAX_PROBLEMS, CatalogInvalid, Problem, place_name
 from catalog.guards import Guarding
 from catalog.located import Mapping, Node, Scalar, Unclear, find, plain
 from catalog.model import Model, WeightPart, WeightSource
-from catalog.parts import Limits, Mount, OAuth, Package, Remote, Secret, Tasks, Volume, keys_of
+from catalog.parts import Limits, Mount, OAuth, Package, Remote, Sampling, Secret, Tasks, Volume, keys_of
 from catalog.percall import CallTool
 from catalog.profile import Budget, Callers, Detail, Profile
 from catalog.publisher import Identity, Publisher
@@ -34,6 +34,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "package": Package,
     "remote": Remote,
     "limits": Limits,
+    "sampling": Sampling,
     "tasks": Tasks,
     "guards": Guarding,
     "secrets": Secret,

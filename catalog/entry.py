@@ -30,6 +30,7 @@ from catalog.parts import (
     Package,
     Part,
     Remote,
+    Sampling,
     Secret,
     SettingName,
     Tasks,
@@ -90,6 +91,7 @@ class Entry(Part):
     interactive: bool = False
     prewarm: bool = False
     limits: Limits = Limits()
+    sampling: Sampling = Sampling()
     tasks: Tasks = Tasks()
     guards: Guarding = Guarding()
     categories: Annotated[tuple[Category, ...], Field(max_length=16), AfterValidator(distinct("the category"))] = ()
@@ -202,6 +204,11 @@ class Entry(Part):
     def kept_as(self, secret: str) -> str:
         """The name under which one of its secrets is kept: the secret's own, unless this is an instance."""
         return secret
+
+    @cached_property
+    def may_ask(self) -> bool:
+        """Whether it may put questions in the middle of a call, so that callers share no connection."""
+        return self.interactive or self.sampling.by in ("either", "local")
 
     @cached_property
     def digest(self) -> str:

@@ -230,6 +230,17 @@ class Limits(Part):
     """How many of its containers or processes may run at once, for callers that cannot share one."""
 
 
+class Sampling(Part):
+    """Who answers when the server asks for a language model, and how much of one here it may use in a call."""
+
+    by: Literal["client", "either", "local", "nobody"] = "client"
+    """The client that made the call; where that cannot, a model here (either); always a model here; nobody."""
+    requests: Annotated[WholeNumber, Field(ge=1, le=64)] = 4
+    """What a model here answers in one call of a tool."""
+    tokens: Annotated[WholeNumber, Field(ge=16, le=1_048_576)] = 8192
+    """Of those requests and their answers together."""
+
+
 class Tasks(Part):
     """When a call becomes a task, for clients that take tasks and a server that makes none itself."""
 

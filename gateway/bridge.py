@@ -67,8 +67,30 @@ class Parked:
         for key, raw in objects({key: raw for key, raw in answers.items() if key in self.questions}).items():
             self.upstream.answer(self.questions.pop(key), bytes(raw))
 
+    @property
+    def ended(self) -> asyncio.Event:
+        """Set once the server is gone."""
+        return self.upstream.ended
+
+    def refuse(self, key: str, error: bytes) -> None:
+        """Answer one question with an error."""
+        self.upstream.answer(self.questions.pop(key), None, error)
+
     def requests(self) -> dict[str, Raw]:
         return {key: _request(question.method, question.params) for key, question in self.questions.items()}
+
+
+class Here(msgspec.Struct, gc=False):
+    """What of a call's questions was answered by a model here."""
+
+    n_requests: int = 0
+    n_tokens: int = 0
+    answers: dict[str, Raw] = {}
+    """To be sent to a modern server, together with those that its client is asked for."""
+
+    def kept(self) -> Here:
+        """Without the answers, which are sent once."""
+        return Here(self.n_requests, self.n_tokens)
 
 
 class Retry(NamedTuple):
@@ -99,6 +121,7 @@ class Resume(NamedTuple):
     answers: dict[str, Raw]
     approved: str = ""
     """The key under which a person approved the call, if one had to."""
+    here: Here | None = None
 
 
 class Ticket(msgspec.Struct, gc=False):
@@ -121,6 +144,7 @@ class Ticket(msgspec.Struct, gc=False):
     """Id of the approval that the call waits for."""
     approved: str = ""
     """The key under which a person approved the call."""
+    here: Here = msgspec.field(default_factory=Here)
 
 
 class Seal:
@@ -247,6 +271,9 @@ def answerable(method: str, params: bytes, capabilities: Fields) -> bool:
     needed = CAPABILITY_OF.get(method)
     if needed is None or needed not in capabilities:
         return False
+    if needed == "sampling" and "tools" in envelope.fields(params):
+        # For clients that declare it alone (MCP 2025-11-25, client/sampling).
+        return "tools" in envelope.fields(capabilities[needed])
     if needed == "elicitation" and bytes(envelope.fields(params).get("mode", envelope.ABSENT)) == b'"url"':
         # An empty `elicitation` means form mode only (MCP 2025-11-25, client/elicitation).
         return "url" in envelope.fields(capabilities[needed])

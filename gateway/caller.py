@@ -4,12 +4,14 @@ Knows no transport, and not what a caller may do."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextvars import ContextVar
 from typing import Final
 
 from msgspec import Raw
 
-from catalog import Profile
+from catalog import Entry, Profile
+from gateway import sampling
 from gateway.pool import Lease
 from gateway.upstream import CallerFacts
 from gateway.wire import envelope
@@ -37,16 +39,23 @@ class Caller:
         """Whether it may be kept waiting for a person who approves a call."""
         self.follows_default = False
         """Whether it came to /mcp, where another profile may be served from some moment on."""
+        self.owns: Hashable = None
+        """Whose connections to servers end with it."""
+        self.server = ""
+        """The entry of the server that asked for a model, where this caller uses one for it."""
         self.servers: set[str] = set()
         """Servers this caller has called: whose log messages it may see."""
 
     def deliver(self, method: str, params: bytes) -> None:
         """A notification that belongs to no call of this caller; a caller without a place for it drops it."""
 
-    def lease(self) -> Lease | None:
-        """The connections of its own this caller needs to a server that may ask it questions; None if it answers
-        none."""
-        return None
+    def lease(self, entry: Entry) -> Lease | None:
+        """The connections of its own this caller needs to a server that may ask questions; None if nobody answers any
+        for it."""
+        everything = sampling.asked(entry, sampling.EVERYTHING)
+        if everything is None or sampling.asked(entry, self.capabilities) is None:
+            return None
+        return Lease(("call", self.principal.id, self.profile.name), everything, exclusive=True)
 
     def facts(self) -> CallerFacts:
         return CallerFacts(envelope.raw(self.capabilities), self.log_level)

@@ -157,7 +157,7 @@ class Server:
     @property
     def asks(self) -> bool:
         """Whether it may put questions to clients over connections of their own."""
-        return self.entry.interactive and self.listing is not None and self.listing.era == "legacy"
+        return self.entry.may_ask and self.listing is not None and self.listing.era == "legacy"
 
     @property
     def kept_back(self) -> int:

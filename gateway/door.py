@@ -10,13 +10,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from msgspec import Raw
 
 from catalog import Entry, Profile
-from gateway import audit, bridge, budget, errors, extensions, names, relayed, surface, tasks
+from gateway import audit, bridge, budget, errors, extensions, names, relayed, sampling, surface, tasks
 from gateway.approvals import Approvals
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.bridge import Followed, Held, InputRequired, Parked, Parking, Resume, Retry, Seal, Ticket
@@ -38,10 +38,13 @@ from gateway.slowcall import SlowCall
 from gateway.slowcalls import SlowCalls
 from gateway.surface import Surface, Target
 from gateway.tasks import Task, Tasks
-from gateway.upstream import Call, Notice, Reply, Upstream
+from gateway.upstream import Call, CallerFacts, Notice, Reply, Upstream
 from gateway.wire import envelope, headers
 from gateway.wire.envelope import Fields, WireError
 from policies import Action, Circumstances, Decision, Facts, PolicyEngine, Request
+
+if TYPE_CHECKING:
+    from gateway.sampler import Sampler
 
 _log: Final = logging.getLogger(__name__)
 
@@ -76,6 +79,8 @@ class Door:
         self.hearing = Hearing(self, audit_file)
         self.limits: Limits | None = None
         """Set where there are any."""
+        self.sampler: Sampler | None = None
+        """Answers servers that ask for a model, where their entry lets a model here do that."""
         self.approvals = Approvals(audit_file)
         self.guards = ContentGuards(self._entry, audit_file.clean)
         self.holding = Holding(self, self.approvals)
@@ -83,7 +88,7 @@ class Door:
         self._parking = Parking(self._withdraw)
         self._tasks = Tasks()
         self._slow_calls = SlowCalls(self, self._tasks)
-        self._follower = Follower()
+        self._follower = Follower(self._told_of)
 
     def serve(self, pool: Pool) -> None:
         self._pool = pool
@@ -155,6 +160,8 @@ class Door:
                 elif record.outcome == "task":
                     self._tasks.leave(self._tasks.find(caller, record.detail), "it could not be recorded")
                 raise
+        if isinstance(outcome, InputRequired) and self.sampler is not None:
+            return await self.sampler.settle(caller, method, params, notify, outcome)
         return outcome
 
     async def _admit(
@@ -199,6 +206,8 @@ class Door:
                 return needs_tasks()
         if resume is None and ("inputResponses" in members or "requestState" in members):
             resume = self.unsealed(members, ticket)
+        if resume is not None and resume.here is not None:
+            ticket.here = resume.here.kept()
         caller.servers.add(target.server)
         if resume is not None and isinstance(resume.continuation, Parked):
             parked = resume.continuation
@@ -335,6 +344,21 @@ class Door:
     async def _tell(self, server: str, notify: Notify, item: Notice) -> None:
         if (told := self.guards.notice(server, item)) is not None:
             await notify(told)
+
+    def _facts(self, caller: Caller, server: str) -> Callable[[], CallerFacts]:
+        """What a server may be told of the client, should it be of an era that is told with each request."""
+        entry = self._entry(server)
+        if entry is None or entry.sampling.by == "client":
+            return caller.facts
+        return lambda: CallerFacts(envelope.raw(self._told_of(caller, server)), caller.log_level)
+
+    def _told_of(self, caller: Caller, server: str) -> Fields:
+        """The capabilities that a server may be told of, with what is answered here. Questions of a task that a client
+        holds itself are not."""
+        entry, own = self._entry(server), envelope.fields(caller.facts().capabilities)
+        if entry is None:
+            return own
+        return sampling.told(entry, own, is_here=not (caller.takes_tasks and self._makes_tasks(server)))
 
     def _entry(self, server: str) -> Entry | None:
         known = self.pool.servers.get(server)
@@ -519,7 +543,8 @@ class Door:
     ) -> Call:
         """Send a request. What cannot be recorded is not sent."""
         if resume is not None:
-            members["inputResponses"] = envelope.raw(resume.answers)
+            answered_here = resume.here.answers if resume.here is not None else {}
+            members["inputResponses"] = envelope.raw({**resume.answers, **answered_here})
             if isinstance(resume.continuation, Retry) and resume.continuation.state is not None:
                 members["requestState"] = resume.continuation.state
         known = self.pool.listing(upstream.server)
@@ -528,7 +553,7 @@ class Door:
         calling.set(caller)
         try:
             self._audit.write(record.start())
-            return await upstream.start(method, members, caller=caller.facts)
+            return await upstream.start(method, members, caller=self._facts(caller, upstream.server))
         except BaseException:
             self.pool.free(upstream)
             raise
@@ -550,7 +575,9 @@ class Door:
                 if isinstance(item, Notice):
                     await self._tell(upstream.server, notify, item)
                     continue
-                if not bridge.answerable(item.method, item.params, caller.capabilities):
+                if not sampling.is_answered(
+                    self._entry(upstream.server), item.method, item.params, caller.capabilities
+                ):
                     upstream.answer(item, None)
                     continue
                 questions, kept_back = self.guards.questions(upstream.server, await bridge.gather(call, item))
@@ -590,8 +617,8 @@ class Door:
 
     def _lease(self, caller: Caller, server: str) -> Lease | None:
         known = self.pool.servers[server]
-        if known.entry.interactive and (known.listing is None or known.listing.era == "legacy"):
-            return caller.lease()
+        if known.entry.may_ask and (known.listing is None or known.listing.era == "legacy"):
+            return caller.lease(known.entry)
         return None
 
     def unsealed(self, members: Fields, like: Ticket) -> Resume | None:
@@ -610,14 +637,14 @@ class Door:
             return Resume(Held(ticket.held), answers)
         ticket.approved = self.holding.redeemed(ticket.approved)
         if ticket.task:
-            return Resume(Followed(ticket.task, ticket.answered), answers, ticket.approved)
+            return Resume(Followed(ticket.task, ticket.answered), answers, ticket.approved, ticket.here)
         if not ticket.parked:
             state = Raw(ticket.state.encode()) if ticket.state else None
-            return Resume(Retry(state), bridge.objects(answers), ticket.approved)
+            return Resume(Retry(state), bridge.objects(answers), ticket.approved, ticket.here)
         parked = self._parking.leave(ticket.parked)
         if parked is None:
             raise WireError(envelope.INVALID_PARAMS, "requestState is not valid: the call is over")
-        return Resume(parked, answers, ticket.approved)
+        return Resume(parked, answers, ticket.approved, ticket.here)
 
     def sealed(self, required: InputRequired) -> str:
         """The `requestState` for a client that keeps it; a parked call waits from now on.

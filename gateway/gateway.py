@@ -53,6 +53,7 @@ from gateway.runtimes.docker import DockerRuntime
 from gateway.runtimes.presence import EnginePresence
 from gateway.runtimes.process import ProcessRuntime
 from gateway.runtimes.remote import RemoteRuntime
+from gateway.sampler import Sampler
 from gateway.secrets import EnvironmentSecrets, Secrets
 from gateway.settings import Settings
 from gateway.statelock import lock_state, release_state
@@ -189,6 +190,7 @@ class Gateway:
             self.models = await stack.enter_async_context(Models(self.settings, self.model_uses))
             self.quotas = TokenQuotas(self.database)
             self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
+            self.door.sampler = Sampler(self.door, self.models)
             self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.reviews = Reviews(self.settings.catalog_lock, state / DEFINITIONS, self._kept_back)

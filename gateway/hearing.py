@@ -53,9 +53,8 @@ class Hearing:
         self._callers.discard(caller)
         for key in [key for key, callers in self._subscribers.items() if caller in callers]:
             self._unsubscribe_soon(caller, key)
-        lease = caller.lease()
-        if lease is not None and not lease.exclusive:
-            self._door.pool.release(lease.owner)
+        if caller.owns is not None:
+            self._door.pool.release(caller.owns)
 
     # -- subscriptions -----------------------------------------------------------------------
 

@@ -30,6 +30,10 @@ GATEWAY: Final = Principal("gateway")
 _log: Final = logging.getLogger(__name__)
 
 
+class TooManyTokens(EngineError):
+    """A request does not fit what it may use."""
+
+
 class Models:
     """The gateway's model pool, and the model that requests without a name mean.
 
@@ -179,6 +183,20 @@ class Models:
         working = self._working(request.get("model"), by, kept_s, lambda one: one.most_of_chat(request))
         async with working as (model, spent):
             return await model.complete(request, owner=_who(by).id, spent=spent)
+
+    async def complete_within(self, request: dict[str, Any], tokens: int, *, by: Caller) -> dict[str, Any]:
+        """The same in no more than so many tokens, those of the prompt with them.
+
+        Raises:
+            TooManyTokens: the prompt leaves none for an answer.
+        """
+        working = self._working(request.get("model"), by, None, lambda one: one.most_of_chat(request))
+        async with working as (model, spent):
+            left = tokens - await model.most_of_chat({**request, "max_tokens": 1}) + 1
+            if left < 1:
+                raise TooManyTokens(f"the prompt leaves none of {tokens} tokens for an answer")
+            most = min(left, request["max_tokens"])
+            return await model.complete({**request, "max_tokens": most}, owner=by.principal.id, spent=spent)
 
     async def continue_text(
         self, request: dict[str, Any], *, by: Caller | None = None

@@ -125,6 +125,7 @@ class ModelUses:
     def _record(caller: Caller, ref: str, model: StoredModel | None) -> ModelRecord:
         record = record_of(caller, METHOD, ModelRecord)
         record.name = record.item = ref
+        record.server = caller.server
         if model is not None:
             record.entry_digest = model.digest.removeprefix("sha256:")[:PREFIX]
         return record

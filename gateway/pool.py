@@ -11,10 +11,9 @@ from typing import Final, NamedTuple, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from msgspec import Raw
 
 from catalog import Entry
-from gateway import errors
+from gateway import errors, sampling
 from gateway.admission import LOOK_AGAIN_S, MAX_WAITING, QUEUE_S, Places
 from gateway.background import Background
 from gateway.connections import NOBODY, SHARED, SHARED_KEY, SPARE, Connection, Credential, Key, Lease, Server
@@ -33,7 +32,6 @@ RENEWED: Final = "a secret it was given has changed"
 MOVED: Final = "it moves into a container, now that there is an engine"
 LIST_CHANGED: Final = {f"notifications/{name}/list_changed": name for name in ("tools", "prompts", "resources")}
 
-ALL_CAPABILITIES: Final = Raw(b'{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}')
 """What a connection declares that serves one modern caller after another; each is asked only what it can answer."""
 
 
@@ -381,7 +379,7 @@ class Pool:
         """Whether there was room for one, and no reason to wait."""
         if len(server.connections) >= server.entry.limits.instances or self._places.is_full:
             return False
-        spare = Connection(Key(SPARE), ALL_CAPABILITIES)
+        spare = Connection(Key(SPARE), sampling.asked(server.entry, sampling.EVERYTHING))
         try:
             self._start_soon(server, spare)
         except errors.UpstreamUnavailable:

@@ -135,7 +135,9 @@ def answered(view: Surface, table: Tasks, task: RelayedTask, method: str, reply:
 class Follower:
     """Waits for tasks in place of clients that take none. Owns the requests that withdraw them."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Caller, str], Fields]) -> None:
+        """`told` are the capabilities of a caller that a server may know of."""
+        self._told = told
         self._withdrawals: set[asyncio.Task[None]] = set()
 
     async def follow(
@@ -152,7 +154,7 @@ class Follower:
         try:
             async with asyncio.timeout(limit_s):
                 while True:
-                    state = await self._state(upstream, followed.task, _facts(caller))
+                    state = await self._state(upstream, followed.task, self._facts(caller, upstream))
                     outcome = _outcome(state, followed, ticket)
                     if outcome is not None:
                         return outcome
@@ -187,11 +189,15 @@ class Follower:
             UpstreamError: the server does not take them, or as for `follow`.
         """
         update: Fields = {"taskId": envelope.raw(followed.task), "inputResponses": envelope.raw(answers)}
-        reply = await _reply(upstream, tasks.UPDATE, update, _facts(caller))
+        reply = await _reply(upstream, tasks.UPDATE, update, self._facts(caller, upstream))
         if reply.result is None:
             raise errors.UpstreamRefused(f"server {upstream.server} refused the answers", _code(reply.error))
         token = envelope.fields(members.get("_meta", envelope.ABSENT)).get("progressToken")
         return await self.follow(upstream, followed, caller, token, notify, ticket)
+
+    def _facts(self, caller: Caller, upstream: Upstream) -> CallerFacts:
+        """What a server is told of a client whose tasks the gateway follows."""
+        return CallerFacts(envelope.raw(tasks.with_extension(self._told(caller, upstream.server))), caller.log_level)
 
     @staticmethod
     async def _state(upstream: Upstream, id: str, facts: CallerFacts) -> Fields:
@@ -211,11 +217,6 @@ class Follower:
         for one in work:
             one.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-
-
-def _facts(caller: Caller) -> CallerFacts:
-    """What a server is told of a client whose tasks the gateway follows."""
-    return CallerFacts(envelope.raw(tasks.with_extension(caller.capabilities)), caller.log_level)
 
 
 async def _withdraw(upstream: Upstream, id: str) -> None:

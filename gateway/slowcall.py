@@ -142,7 +142,7 @@ class SlowCall(Task):
         finally:
             self._questions, self._answered = {}, None
         self._change("working")
-        return Resume(required.continuation, self._answers, required.ticket.approved)
+        return Resume(required.continuation, self._answers, required.ticket.approved, required.ticket.here)
 
     def _unused(self, key: str) -> str:
         """No key stands for two questions in the life of a task."""

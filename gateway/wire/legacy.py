@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from catalog import Profile
-from gateway import __version__, bridge, errors, tasks
+from catalog import Entry, Profile
+from gateway import __version__, bridge, errors, sampling, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired, Resume
 from gateway.caller import Caller, wants_log
@@ -58,7 +58,7 @@ class LegacySession(Caller):
         outlet: Callable[[bytes], None],
     ) -> None:
         super().__init__(principal, profile)
-        self.id = secrets.token_hex(16)
+        self.id = self.owns = secrets.token_hex(16)
         self.revision = ""
         self._door = the_door
         self._outlet = outlet
@@ -73,9 +73,9 @@ class LegacySession(Caller):
     def deliver(self, method: str, params: bytes) -> None:
         self._outlet(envelope.notification(method, params))
 
-    def lease(self) -> Lease | None:
-        asked = {name: raw for name, raw in self.capabilities.items() if name in bridge.CAPABILITY_OF.values()}
-        return Lease(self.id, envelope.raw(asked), exclusive=False) if asked else None
+    def lease(self, entry: Entry) -> Lease | None:
+        asked = sampling.asked(entry, self.capabilities)
+        return Lease(self.id, asked, exclusive=False) if asked is not None else None
 
     def facts(self) -> CallerFacts:
         return CallerFacts(self._told, self.log_level)
@@ -189,7 +189,7 @@ class LegacySession(Caller):
         finally:
             for number in [number for number, future in self._asked.items() if future in waiting.values()]:
                 del self._asked[number]
-        return Resume(required.continuation, answers, required.ticket.approved)
+        return Resume(required.continuation, answers, required.ticket.approved, required.ticket.here)
 
     async def _take_back(self, futures: Iterable[asyncio.Future[Envelope]], send: Send) -> None:
         """Tell the client that it need not ask any more: somebody has decided elsewhere."""

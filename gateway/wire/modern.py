@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Raw
 
-from catalog import Profile
-from gateway import __version__, bridge, errors, tasks
+from catalog import Entry, Profile
+from gateway import __version__, errors, tasks
 from gateway.audit import AuditUnwritable
 from gateway.bridge import InputRequired
 from gateway.caller import Caller, wants_log
 from gateway.door import Door
 from gateway.hearing import UPDATED
-from gateway.pool import ALL_CAPABILITIES, Lease
+from gateway.pool import Lease
 from gateway.routes import LISTS, ROUTES, tool_error
 from gateway.taskwatch import TaskWatch
 from gateway.upstream import LOG, Notice
@@ -72,11 +72,6 @@ class Rejected(Exception):
 
 class ModernCaller(Caller):
     """The client behind one modern request."""
-
-    def lease(self) -> Lease | None:
-        if not any(name in self.capabilities for name in bridge.CAPABILITY_OF.values()):
-            return None
-        return Lease(("modern", self.principal.id, self.profile.name), ALL_CAPABILITIES, exclusive=True)
 
 
 class ModernEra:
@@ -315,7 +310,7 @@ class _Listener(ModernCaller):
         self._bytes += len(message)
         self._wake.set()
 
-    def lease(self) -> Lease | None:
+    def lease(self, entry: Entry) -> Lease | None:
         return None
 
     def stamped(self, method: str, members: Mapping[str, object]) -> bytes:

@@ -39,6 +39,8 @@ HOLDERS = {
         ("door.py", "_withdraw"): "the call that waits for answers ends",
         ("bridge.py", "__init__"): "a call that waits for answers keeps its connection",
         ("bridge.py", "answer"): "answers go to the server that asked",
+        ("bridge.py", "refuse"): "so do refusals",
+        ("bridge.py", "ended"): "whoever answers stops once the server is gone",
     },
     # Making a connection to anything that speaks MCP.
     "upstream_of": {("door.py", "give_up"): "a task of the server's that nobody waits for ends"},
