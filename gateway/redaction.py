@@ -7,12 +7,13 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 from urllib.parse import quote, quote_plus
+
+from ahocorasick_rs import BytesAhoCorasick, MatchKind
 
 from gateway.secrets import SecretValue
 
@@ -28,7 +29,7 @@ class Redactor:
     """Replaces the values by `[hidden secret: NAME]`, in whatever form: raw, JSON-escaped, base64, hex, URL-encoded."""
 
     def __init__(self, secrets: Iterable[SecretValue]) -> None:
-        self._names: dict[bytes, bytes] = {}
+        names: dict[bytes, bytes] = {}
         self.too_short: list[str] = []
         for secret in secrets:
             value = secret.reveal()
@@ -36,19 +37,35 @@ class Redactor:
                 self.too_short.append(secret.name)
                 continue
             for form in forms(value):
-                self._names.setdefault(form, secret.name.encode())
-        self.longest = max(map(len, self._names), default=0)
-        longest_first = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, longest_first))) if longest_first else None
+                names.setdefault(form, secret.name.encode())
+        self._find(names)
+
+    @classmethod
+    def of_forms(cls, names: Mapping[bytes, bytes]) -> Redactor:
+        """One that hides these forms, each with the name of its secret."""
+        one = cls(())
+        one._find(names)
+        return one
+
+    def _find(self, names: Mapping[bytes, bytes]) -> None:
+        self._names = list(names.values())
+        self.longest = max(map(len, names), default=0)
+        self._forms = BytesAhoCorasick(list(names), matchkind=MatchKind.LeftmostLongest) if names else None
 
     def __repr__(self) -> str:
         return f"Redactor({len(self._names)} forms)"
 
     def clean(self, data: bytes) -> bytes:
         """The data without the values; the very same object if there are none in it."""
-        if self._pattern is None or self._pattern.search(data) is None:
+        if self._forms is None or not (found := self._forms.find_matches_as_indexes(data)):
             return data
-        return self._pattern.sub(lambda found: MARK + self._names[found[0]] + b"]", data)
+        parts: list[bytes] = []
+        end = 0
+        for number, start, after in found:
+            parts += (data[end:start], MARK, self._names[number], b"]")
+            end = after
+        parts.append(data[end:])
+        return b"".join(parts)
 
 
 class KnownValues:
@@ -56,14 +73,16 @@ class KnownValues:
     writes: its log and the audit file. Added to from worker threads."""
 
     def __init__(self) -> None:
-        self._values: OrderedDict[bytes, SecretValue] = OrderedDict()
+        self._values: OrderedDict[bytes, dict[bytes, bytes]] = OrderedDict()
+        """The forms of each value, which take longer to find than to look for, with the name of the secret."""
         self._redactor: Redactor | None = None
 
     def add(self, secrets: Iterable[SecretValue]) -> None:
         for secret in secrets:
             value = secret.reveal()
             if value not in self._values:
-                self._values[value] = secret
+                name = secret.name.encode()
+                self._values[value] = dict.fromkeys(forms(value), name) if len(value) >= MIN_HIDDEN_BYTES else {}
                 if len(self._values) > MAX_KNOWN:
                     self._values.popitem(last=False)
                 self._redactor = None
@@ -73,7 +92,11 @@ class KnownValues:
             return data
         redactor = self._redactor
         if redactor is None:
-            redactor = self._redactor = Redactor(list(self._values.values()))
+            names: dict[bytes, bytes] = {}
+            for known in list(self._values.values()):
+                for form, name in known.items():
+                    names.setdefault(form, name)
+            redactor = self._redactor = Redactor.of_forms(names)
         return redactor.clean(data)
 
     def clean_text(self, text: str) -> str:

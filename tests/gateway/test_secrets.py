@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from catalog import Entry, Secret
 from gateway.errors import SecretsError
-from gateway.redaction import MARK, Redactor
+from gateway.redaction import MARK, KnownValues, Redactor, forms
 from gateway.secrets import EnvironmentSecrets, FolderSecrets, Secrets, SecretValue, variable
 from gateway.serverlog import ServerLog
 
@@ -213,3 +213,21 @@ def test_a_log_hides_a_value_however_it_is_cut(size: int) -> None:
     log.stray(b"y" * 1990 + b"canary-0123456789")
     text = "".join(line.text for line in log.lines())
     assert not re.search("canary|0123|6789", text)
+
+
+def test_a_thousand_known_values_are_each_found_in_every_form() -> None:
+    known = KnownValues()
+    values = [SecretValue(f"secret-{number}", f'va"lue/{number:04}+of many'.encode()) for number in range(1000)]
+    known.add(values)
+    for secret in values[::97]:
+        for form in forms(secret.reveal()):
+            cleaned = known.clean(b"before " + form + b" after")
+            assert MARK + secret.name.encode() + b"]" in cleaned
+            assert secret.reveal() not in cleaned
+    line = b"nothing of these"
+    assert known.clean(line) is line
+
+
+def test_of_values_within_each_other_the_longest_is_hidden_whole() -> None:
+    redactor = Redactor([SecretValue("short", b"12345678"), SecretValue("long", b"1234567890abc")])
+    assert redactor.clean(b"<1234567890abc> <12345678>") == b"<" + MARK + b"long]> <" + MARK + b"short]>"
