@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Final
@@ -17,18 +18,27 @@ from starlette.routing import Route
 
 from catalog import CatalogError
 from gateway import errors
+from gateway.administration import LOCAL, Act
+from gateway.agentadmin import AgentAdmin
 from gateway.approvaladmin import ApprovalAdmin
-from gateway.audit import call_id, signed_in
+from gateway.audit import AuditUnwritable, call_id, signed_in
 from gateway.auth.guard import PRINCIPAL, Guard
 from gateway.gateway import Gateway
 from gateway.oauth.signins import signs_in
 from gateway.pool import Server
 from gateway.reload import summary
-from gateway.vault.desk import MAX_BODY_BYTES, VaultDesk
+from gateway.vault.desk import MAX_BODY_BYTES, VaultDesk, subject
+from policies import Principal
 
-LOCAL: Final = "local"
+_log: Final = logging.getLogger(__name__)
+
+LOCAL_USER: Final = "local"
 """Everybody, where nobody signs in."""
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _TooLong(errors.GatewayError):
+    """A body with more bytes than anybody needs."""
 
 
 def describe(server: Server, runtime: str, lacks: str = "") -> dict[str, Any]:
@@ -67,26 +77,31 @@ class AdminApi:
         self._guard = guard
 
     def routes(self) -> list[Route]:
+        guarded = self._guarded
         return [
-            Route("/admin/credentials/changed", self._guarded(self._credentials_changed), methods=["POST"]),
-            Route("/admin/catalog", self._guarded(self._catalog)),
-            Route("/admin/catalog/reload", self._guarded(self._reload), methods=["POST"]),
-            Route("/admin/profiles/{name}/use", self._guarded(self._use), methods=["POST"]),
-            Route("/admin/reviews", self._guarded(self._reviews)),
-            Route("/admin/reviews/{server}/{decision}", self._guarded(self._review), methods=["POST"]),
-            Route("/admin/oauth", self._guarded(self._oauth_list)),
-            Route("/admin/oauth/{id}/{verb}", self._guarded(self._oauth), methods=["POST"]),
-            Route("/admin/secrets/{verb}", self._guarded(self._secrets), methods=["POST"]),
-            Route("/admin/servers", self._guarded(self._servers)),
-            Route("/admin/servers/{id}", self._guarded(self._server)),
-            Route("/admin/servers/{id}/logs", self._guarded(self._logs)),
-            Route("/admin/servers/{id}/egress", self._guarded(self._egress)),
-            Route("/admin/servers/{id}/start", self._guarded(self._start), methods=["POST"]),
-            Route("/admin/servers/{id}/stop", self._guarded(self._stop), methods=["POST"]),
-            *ApprovalAdmin(self._gateway.door.approvals, self._is_local).routes(self._guarded),
+            Route("/admin/credentials/changed", guarded(self._credentials_changed, ""), methods=["POST"]),
+            Route("/admin/catalog", guarded(self._catalog, "catalog", "show")),
+            Route("/admin/catalog/reload", guarded(self._reload, "catalog", "reload"), methods=["POST"]),
+            Route("/admin/profiles/{name}/use", guarded(self._use, "profiles", "use"), methods=["POST"]),
+            Route("/admin/reviews", guarded(self._reviews, "reviews", "list")),
+            Route("/admin/reviews/{server}/{decision}", guarded(self._review, "reviews"), methods=["POST"]),
+            Route("/admin/oauth", guarded(self._oauth_list, "connections", "list")),
+            Route("/admin/oauth/{id}/{verb}", guarded(self._oauth, "connections"), methods=["POST"]),
+            Route("/admin/secrets/{verb}", guarded(self._secrets, "secrets"), methods=["POST"]),
+            Route("/admin/servers", guarded(self._servers, "servers", "list")),
+            Route("/admin/servers/{id}", guarded(self._server, "servers", "show")),
+            Route("/admin/servers/{id}/logs", guarded(self._logs, "servers", "logs")),
+            Route("/admin/servers/{id}/egress", guarded(self._egress, "servers", "egress")),
+            Route("/admin/servers/{id}/start", guarded(self._start, "servers", "start"), methods=["POST"]),
+            Route("/admin/servers/{id}/stop", guarded(self._stop, "servers", "stop"), methods=["POST"]),
+            *ApprovalAdmin(self._gateway.door.approvals, self._is_local).routes(guarded),
+            *AgentAdmin(self._gateway, self._gateway.agent_uses, self._who).routes(guarded),
         ]
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def _guarded(self, handler: Handler, area: str, verb: str = "") -> Handler:
+        """The handler for whom the way is open, if policy lets them do it in the area, and recorded if it changes
+        something. Without a verb here the path has it; without an area it is no act of administration."""
+
         async def guarded(request: Request) -> Response:
             # A guard has asked for the scope `admin` already: without one there are no other credentials.
             if not self._is_local(request) and (self._guard is None or PRINCIPAL not in request.scope):
@@ -94,17 +109,60 @@ class AdminApi:
                     {"error": "the admin token is missing or wrong"}, 401, {"WWW-Authenticate": "Bearer"}
                 )
             try:
-                return await handler(request)
-            except CatalogError as exc:
+                if not area:
+                    return await handler(request)
+                return await self._carried(request, handler, await self._act(request, area, verb))
+            except (CatalogError, errors.UnknownName) as exc:
                 return JSONResponse({"error": str(exc)}, 404)
-            except errors.UnknownName as exc:
-                return JSONResponse({"error": str(exc)}, 404)
+            except errors.Denied as exc:
+                return JSONResponse({"error": str(exc)}, 403)
             except errors.UpstreamError as exc:
                 return JSONResponse({"error": str(exc)}, 502)
+            except _TooLong as exc:
+                return JSONResponse({"error": str(exc)}, 413)
             except errors.GatewayError as exc:
                 return JSONResponse({"error": str(exc)}, 500)
+            except AuditUnwritable as exc:
+                _log.error("the gateway is not administered, as that cannot be recorded: %s", exc)
+                return JSONResponse({"error": "this cannot be recorded, so it is not done or not told"}, 503)
 
         return guarded
+
+    async def _carried(self, request: Request, handler: Handler, act: Act) -> Response:
+        who = self._who(request)
+        source = request.client.host if request.client is not None else ""
+        with self._gateway.administration.act(who, act, source, who.client) as record:
+            response = await handler(request)
+            if response.status_code >= 400:
+                record.outcome, record.detail = "error", f"HTTP {response.status_code}"
+        return response
+
+    async def _act(self, request: Request, area: str, verb: str) -> Act:
+        """What is asked for, to the part of the gateway that the request names."""
+        path, query = request.path_params, request.query_params
+        verb = verb or path.get("verb") or path.get("decision") or ""
+        changes = request.method == "POST"
+        server, item, owner = "", "", ""
+        match area:
+            case "servers" | "connections" | "reviews":
+                name = path.get("id") or path.get("server") or ""
+                server = self._find(name).entry.entry_id if name else ""
+                owner = (query.get("user") or LOCAL_USER) if area == "connections" and name else ""
+                item = query.get("tool", "") if area == "reviews" else ""
+            case "profiles":
+                item = path["name"]
+            case "approvals":
+                item = path.get("id", "")
+                held = self._gateway.door.approvals.find(item)
+                server = held.asked.server if held is not None else ""
+            case "secrets":
+                wish = subject(await self._body(request))
+                item, owner = wish.name, wish.owner
+                changes = verb not in ("list", "check") or wish.accept
+        return Act(area, verb, changes, server, owner, item)
+
+    def _who(self, request: Request) -> Principal:
+        return LOCAL if self._is_local(request) else request.scope[PRINCIPAL]
 
     def _is_local(self, request: Request) -> bool:
         """Whether it is this machine's user who asks."""
@@ -121,9 +179,9 @@ class AdminApi:
             self._guard.authenticator.forget_all()
         return JSONResponse({"checked": self._guard is not None})
 
-    def _find(self, request: Request) -> Server:
+    def _find(self, id: str) -> Server:
         """A server by its id; one that a profile gives another name also by that, where it is the only one."""
-        id, servers = request.path_params["id"], self._gateway.pool.servers
+        servers = self._gateway.pool.servers
         named = [other for other in servers if other.partition(".")[0] == id]
         if id not in servers and len(named) == 1:
             return servers[named[0]]
@@ -184,8 +242,8 @@ class AdminApi:
 
     async def _oauth(self, request: Request) -> Response:
         """A link to sign in with (`connect`), or the end of a grant (`revoke`), for `?user=`."""
-        server, verb = self._find(request), request.path_params["verb"]
-        user = request.query_params.get("user") or LOCAL
+        server, verb = self._find(request.path_params["id"]), request.path_params["verb"]
+        user = request.query_params.get("user") or LOCAL_USER
         if verb not in ("connect", "revoke") or not signs_in(server.entry):
             return JSONResponse({"error": f"{server.entry.id} is no server that callers sign in for"}, 422)
         signins = self._gateway.signins
@@ -197,16 +255,27 @@ class AdminApi:
 
     async def _secrets(self, request: Request) -> Response:
         """What `lockgate secret` asks for; see vault/desk.py. Only this machine's user names paths and programs."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY_BYTES:
-                return JSONResponse({"error": f"more than {MAX_BODY_BYTES} bytes"}, 413)
         desk = VaultDesk(self._gateway.vault, is_local=self._is_local(request))
         try:
-            return JSONResponse(await desk.do(request.path_params["verb"], body))
+            return JSONResponse(await desk.do(request.path_params["verb"], await self._body(request)))
         except errors.SecretsError as exc:
             return JSONResponse({"error": str(exc)}, 422)
+
+    @staticmethod
+    async def _body(request: Request) -> bytes:
+        """
+        Raises:
+            _TooLong: it is.
+        """
+        if not hasattr(request.state, "body"):
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise _TooLong(f"more than {MAX_BODY_BYTES} bytes")
+            request.state.body = body
+        found: bytes = request.state.body
+        return found
 
     async def _servers(self, request: Request) -> Response:
         """The servers of one profile (`?profile=NAME`), of all with `?profile=*`, else of the default profile."""
@@ -223,7 +292,7 @@ class AdminApi:
         )
 
     async def _server(self, request: Request) -> Response:
-        server = self._find(request)
+        server = self._find(request.path_params["id"])
         listing = server.listing
         return JSONResponse(
             {
@@ -235,11 +304,11 @@ class AdminApi:
         )
 
     async def _logs(self, request: Request) -> Response:
-        lines = self._find(request).log.lines()
+        lines = self._find(request.path_params["id"]).log.lines()
         return JSONResponse({"lines": [{"at": line.at, "origin": line.origin, "text": line.text} for line in lines]})
 
     async def _egress(self, request: Request) -> Response:
-        server = self._find(request)
+        server = self._find(request.path_params["id"])
         entry, attempts = server.entry, server.log.attempts
         reach = "none" if entry.network == "none" else "hosts" if entry.hosts else "internet"
         return JSONResponse(
@@ -253,11 +322,11 @@ class AdminApi:
         )
 
     async def _start(self, request: Request) -> Response:
-        server = self._find(request)
+        server = self._find(request.path_params["id"])
         await self._gateway.pool.connection(server.entry.id)
         return JSONResponse(self._describe(server))
 
     async def _stop(self, request: Request) -> Response:
-        server = self._find(request)
+        server = self._find(request.path_params["id"])
         self._gateway.pool.stop(server.entry.id)
         return JSONResponse(self._describe(server))

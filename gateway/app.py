@@ -139,7 +139,7 @@ def create_app(
             *ConnectPages(gateway.signins, gateway.signed_in).routes(),
             *(guard.routes() if guard is not None else ()),
             *(
-                server.routes(guard.authenticator, gateway.door.approvals)
+                server.routes(guard.authenticator, gateway.door.approvals, gateway.administration)
                 if server is not None and guard is not None
                 else ()
             ),

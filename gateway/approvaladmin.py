@@ -26,11 +26,11 @@ class ApprovalAdmin:
         self._approvals = approvals
         self._is_local = is_local
 
-    def routes(self, guarded: Callable[[Any], Any]) -> list[Route]:
+    def routes(self, guarded: Callable[[Any, str, str], Any]) -> list[Route]:
         return [
-            Route("/admin/approvals", guarded(self._list)),
-            Route("/admin/approvals/{id}", guarded(self._show)),
-            Route("/admin/approvals/{id}/{decision}", guarded(self._decide), methods=["POST"]),
+            Route("/admin/approvals", guarded(self._list, "approvals", "list")),
+            Route("/admin/approvals/{id}", guarded(self._show, "approvals", "show")),
+            Route("/admin/approvals/{id}/{decision}", guarded(self._decide, "approvals", ""), methods=["POST"]),
         ]
 
     def _who(self, request: Request) -> Approver:

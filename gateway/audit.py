@@ -98,6 +98,16 @@ class ModelRecord(Record, gc=False):
     completion_tokens: int = 0
 
 
+class RunRecord(Record, gc=False):
+    """One run of an agent: `item` is the agent, `name` its model, `arguments` the digest of its task, `run` the id of
+    its transcript."""
+
+    run: str = ""
+    steps: int = 0
+    calls: int = 0
+    tokens: int = 0
+
+
 class Start(msgspec.Struct, gc=False):
     """A call that is about to be sent to its server. The record of its end has the same `call`."""
 

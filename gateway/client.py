@@ -8,10 +8,11 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import msgspec
+from anyio import CancelScope, move_on_after
 from msgspec import Raw
 
 from gateway import errors
@@ -24,6 +25,11 @@ from gateway.upstream import Notice, Reply, Upstream
 from gateway.wire import envelope
 from gateway.wire.http_client import Answer, HttpFailure, HttpOrigin
 
+if TYPE_CHECKING:
+    from engine.transcript import Header
+    from gateway.tally import Tally
+
+END_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 2100.0
 """Longer than any server's own deadline, which the gateway keeps, and than building an image for a first call."""
 
@@ -35,11 +41,15 @@ class NoSuchName(errors.SettingsError):
 class GatewayClient:
     """One MCP session with the gateway, and its HTTP APIs."""
 
-    def __init__(self, running: Running, upstream: Upstream, channel: HttpChannel, origin: HttpOrigin) -> None:
+    def __init__(
+        self, running: Running, upstream: Upstream, channel: HttpChannel, origin: HttpOrigin, profile: str = ""
+    ) -> None:
+        """`profile` is the one of the session, if not the default one."""
         self.running = running
         self._upstream = upstream
         self._channel = channel
         self._origin = origin
+        self._profile = profile
 
     async def list_tools(self) -> list[dict[str, Any]]:
         """Every tool of the profile, as MCP tool objects."""
@@ -98,6 +108,21 @@ class GatewayClient:
             raise refusal(str(body.get("error", f"HTTP {answer.status}")))
         return body
 
+    @asynccontextmanager
+    async def agent_run(self, header: Header, tally: Tally) -> AsyncIterator[None]:
+        """Tell the gateway that an agent's run begins here, and how it ended, as the tally has it then.
+
+        Raises:
+            GatewayRefused: policy says no, or it cannot be recorded.
+        """
+        said = {"run": header.run, "task": header.task, "model": header.model, "agent": header.agent}
+        await self.admin("POST", "/agents/runs", {**said, "profile": self._profile})
+        try:
+            yield
+        finally:
+            with CancelScope(shield=True), move_on_after(END_TIMEOUT_S):
+                await self.admin("POST", f"/agents/runs/{quote(header.run, safe='')}/end", vars(tally))
+
     def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Stream chat.completion.chunk objects from the gateway's model; closing the iterator cancels.
 
@@ -140,7 +165,7 @@ async def _session(running: Running, profile: str | None, tls: ssl.SSLContext | 
     fixed = {"Authorization": f"Bearer {running.admin_token}"}
     channel = HttpChannel(running.url + path, fixed, upstream, log, HttpOrigin(running.url, tls=tls))
     origin = HttpOrigin(running.url, tls=tls)
-    client = GatewayClient(running, upstream, channel, origin)
+    client = GatewayClient(running, upstream, channel, origin, profile or "")
     try:
         if profile:
             await client.admin("GET", f"/servers?profile={quote(profile, safe='')}")

@@ -24,6 +24,7 @@ from engine.events import Answered, StepStarted, Stopped, ToolCalled, ToolReturn
 from engine.transcript import Header, Transcript, new_id
 from gateway import errors
 from gateway.agentrun import NoSuchTool, Tool, carry_out, function_of, is_small, outcome_of, selected
+from gateway.agentuse import AgentUses
 from gateway.bridge import InputRequired
 from gateway.caller import Caller
 from gateway.chatstream import RemoteModel, is_elsewhere
@@ -91,10 +92,11 @@ class Delegate:
 
     definition = DEFINITION
 
-    def __init__(self, settings: Settings, door: Door, models: Models) -> None:
+    def __init__(self, settings: Settings, door: Door, models: Models, uses: AgentUses) -> None:
         self._settings = settings
         self._door = door
         self._models = models
+        self._uses = uses
         self._running: Counter[str] = Counter()
 
     async def call(self, caller: Caller, arguments: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
@@ -139,13 +141,17 @@ class Delegate:
             return await self._call(own, name, arguments)
 
         receipt = _Receipt(header, budget, progress)
-        with await to_thread.run_sync(Transcript.create, self._settings.transcripts_dir, header) as transcript:
+        with (
+            self._uses.run(own, header) as tally,
+            await to_thread.run_sync(Transcript.create, self._settings.transcripts_dir, header) as transcript,
+        ):
             async with (
                 self._model(own, header.model) as generate,
                 aclosing(carry_out(header, transcript, generate, call_tool)) as events,
             ):
                 async for event in events:
                     receipt.note(event)
+                    tally.note(event)
         return receipt.result()
 
     @asynccontextmanager

@@ -18,6 +18,8 @@ from anyio import to_thread
 from catalog import Catalog, Difference, Entry, Profile, difference
 from gateway import audit, auditlog, errors, limits, policyfiles
 from gateway.abilities import lacking, with_defaults
+from gateway.administration import Act, Administration
+from gateway.agentuse import AgentUses
 from gateway.audit import Audit
 from gateway.auth.configuration import read_configuration
 from gateway.caller import Caller
@@ -43,7 +45,7 @@ from gateway.packages import PackageStore
 from gateway.pool import Bounds, Pool
 from gateway.prewarm import UseRecord
 from gateway.redaction import KnownValues, hidden_in_logs
-from gateway.reload import CatalogWatch
+from gateway.reload import CatalogWatch, summary
 from gateway.reviews import Reviews
 from gateway.rulebook import FILE_NAME as RULES_NAME
 from gateway.rulebook import open_rulebook
@@ -105,6 +107,7 @@ class Gateway:
             CatalogError: a file cannot be read or is invalid, or the catalog has lost the default profile.
             PoliciesUnusable: the policies cannot be read, break rules, or miss one that a profile has.
             SecretsError: two secrets in it would be one.
+            GatewayError: it cannot be recorded.
         """
         catalog = await to_thread.run_sync(open_catalog, self.settings)
         profile = catalog.profile(self.profile.name)
@@ -114,6 +117,7 @@ class Gateway:
         self._limit(await to_thread.run_sync(limits.read, self.settings, catalog.entries))
         found = difference(self.catalog, catalog)
         if found or rulebook != self.rulebook or policy.generation != self.door.policy.generation:
+            self._note_reload(found, policy.generation)
             # One step for whoever runs in this event loop: nobody sees half of it.
             self.catalog, self.profile, self.rulebook = catalog, profile, rulebook
             if refused := rulebook.refused(catalog):
@@ -122,6 +126,17 @@ class Gateway:
             self.pool.replace(map(with_defaults, catalog.runnable.values()))
             self.door.follow(policy, catalog.profiles, profile)
         return found
+
+    def _note_reload(self, found: Difference, generation: str) -> None:
+        """Write down what is about to change, whoever changed the files.
+
+        Raises:
+            GatewayError: that cannot be written down.
+        """
+        try:
+            self.administration.note(Act("catalog", "take"), "ok", summary(found), generation)
+        except audit.AuditUnwritable as exc:
+            raise errors.GatewayError(f"what changes cannot be recorded: {exc}") from exc
 
     def use(self, name: str) -> Profile:
         """Serve this profile at /mcp from now on, and after the next start. Clients there are told to list anew.
@@ -186,12 +201,14 @@ class Gateway:
             self.limits = Limits(self.database)
             await self.limits.open()
             await self._open_runtimes(stack)
+            self.administration = Administration(self.door, self.audit)
+            self.agent_uses = AgentUses(self.door, self.audit)
             self.model_uses = ModelUses(self.door, self.audit, lambda: self.profile)
             self.models = await stack.enter_async_context(Models(self.settings, self.model_uses))
             self.quotas = TokenQuotas(self.database)
             self._limit(await to_thread.run_sync(limits.read, self.settings, self.catalog.entries))
             self.door.sampler = Sampler(self.door, self.models)
-            self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models)]})
+            self.inner = InnerRuntime({"agent": [Delegate(self.settings, self.door, self.models, self.agent_uses)]})
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self.reviews = Reviews(self.settings.catalog_lock, state / DEFINITIONS, self._kept_back)
             self._loop = asyncio.get_running_loop()
@@ -217,6 +234,7 @@ class Gateway:
             if not self.database.is_sqlite:
                 tasks.start_soon(self.vault.watch)
             stack.callback(tasks.cancel_scope.cancel)
+            stack.callback(self.agent_uses.close)
             stack.push_async_callback(self.door.aclose)
             stack.push_async_callback(self.pool.finish)
             self._stack = stack.pop_all()

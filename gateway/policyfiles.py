@@ -15,10 +15,12 @@ from catalog import Catalog, Profile
 from gateway.errors import PoliciesUnusable
 from gateway.listings import Listing
 from gateway.settings import Settings
-from policies import AllowList, CedarEngine, Known, PolicyError, RuleSets, read_sets
+from policies import NO_PROFILE, AllowList, CedarEngine, Known, PolicyError, RuleSets, read_sets
 
 FOLDER: Final = "policies"
 SUFFIX: Final = ".cedar"
+ADMINISTRATION: Final = "administration"
+"""The set that says who may administer the gateway; a file of one's own takes the place of the shipped one."""
 MAX_FILE_BYTES: Final = 1_000_000
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 
@@ -40,12 +42,14 @@ def paths(settings: Settings) -> list[Path]:
 
 
 def read_texts(settings: Settings) -> Texts:
-    """The shipped sets and those of this machine, by name: NAME.cedar, or every file of a folder NAME.
+    """The shipped sets and those of this machine, by name: NAME.cedar, or every file of a folder NAME. Only who may
+    administer is said by one's own set in place of the shipped one.
 
     Raises:
         PoliciesUnusable: a file cannot be read, or two places have a set of the same name.
     """
     texts: Texts = shipped()
+    given = texts[ADMINISTRATION]
     problems = []
     for folder in folders(settings):
         own: Texts = {}
@@ -60,7 +64,7 @@ def read_texts(settings: Settings) -> Texts:
             else:
                 own.setdefault(name, []).append((str(path), text))
         for name, found in own.items():
-            if name in texts:
+            if name in texts and not (name == ADMINISTRATION and texts[name] is given):
                 problems.append(f"{found[0][0]}: there is a policy {name} already; give this one another name")
             else:
                 texts[name] = found
@@ -123,6 +127,7 @@ def engine(catalog: Catalog, rules: RuleSets) -> CedarEngine:
             )
         )
     chosen = {profile.name: profile.policy for profile in catalog.profiles.values()}
+    chosen[NO_PROFILE] = ADMINISTRATION
     return CedarEngine(selection(catalog), rules.sets, chosen)
 
 

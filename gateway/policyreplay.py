@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.agentuse import METHOD as RUN
 from gateway.hearing import SUBSCRIBE
 from gateway.listings import Listing
 from gateway.modeluse import METHOD as USE
@@ -21,6 +22,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     **{method: route.action for method, route in ROUTES.items()},
     SUBSCRIBE: "read",
     USE: "use",
+    RUN: "run",
 }
 MAX_EXAMPLES: Final = 3
 
@@ -75,7 +77,7 @@ def replay(
         if "event" in record or record["profile"] != profile:
             continue
         action = ACTIONS.get(record["method"])
-        if action is None or (not record["server"] and action != "use") or not record.get("policy"):
+        if action is None or (not record["server"] and action not in ("use", "run")) or not record.get("policy"):
             outcome.passed_over += 1
             continue
         outcome.calls += 1
@@ -92,6 +94,8 @@ def replay(
         facts = listing.facts(item, own) if listing is not None and is_tool else Facts(own)
         if action == "use":
             facts = models.get(item, facts)
+        elif action == "run":
+            facts = Facts(about={"model": record["name"]})
         who = record.get("who")
         principal = msgspec.convert(who, Principal) if who is not None else Principal(record["principal"], "user")
         around = Circumstances(record["at"], record.get("source", ""))

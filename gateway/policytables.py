@@ -20,7 +20,7 @@ import msgspec
 from catalog.yamltext import parse_plain
 from gateway.errors import SettingsError
 from gateway.listings import Listing
-from policies import Action, CedarEngine, Circumstances, Decision, Facts, Principal, Request
+from policies import NO_PROFILE, Action, CedarEngine, Circumstances, Decision, Facts, Principal, Request
 
 MAX_CASES: Final = 10_000
 
@@ -44,7 +44,8 @@ class Hints(msgspec.Struct, forbid_unknown_fields=True, frozen=True, rename="cam
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One expectation. Exactly one of `tool`, `prompt`, `resource`, `method` and `model` says what is asked for."""
+    """One expectation. Exactly one of `tool`, `prompt`, `resource`, `method`, `model`, `agent` and `area` says
+    what is asked for."""
 
     expect: Literal["allow", "ask", "deny", "hidden", "listed"]
     tool: str = ""
@@ -52,6 +53,10 @@ class Case(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     resource: str = ""
     method: str = ""
     model: str = ""
+    agent: str = ""
+    area: str = ""
+    verb: str = "reload"
+    """What is done in the area."""
     principal: Who = Who()
     arguments: dict[str, Any] = {}
     at: datetime | None = None
@@ -88,10 +93,12 @@ def read_table(path: Path) -> Table:
     if not 0 < len(table.cases) <= MAX_CASES:
         raise SettingsError(f"{path}: holds {len(table.cases)} cases; 1 to {MAX_CASES} can be checked")
     for number, case in enumerate(table.cases, 1):
-        asked = [text for text in (case.tool, case.prompt, case.resource, case.method, case.model) if text]
-        if len(asked) != 1 or ("/" not in asked[0] and not case.model):
+        bare = [text for text in (case.model, case.agent, case.area) if text]
+        asked = [text for text in (case.tool, case.prompt, case.resource, case.method, *bare) if text]
+        if len(asked) != 1 or ("/" not in asked[0] and not bare):
             raise SettingsError(
-                f"{path}: case {number}: name one tool, prompt, resource or method, as server/name, or one model"
+                f"{path}: case {number}: name one tool, prompt, resource or method, as server/name, or one model, "
+                "agent or area"
             )
     return table
 
@@ -119,6 +126,11 @@ def _request(
     around = Circumstances(case.at.timestamp() if case.at is not None else 0.0, case.source)
     if case.model:
         return Request(who, "use", profile, "", case.model, {}, models.get(case.model, Facts()), around)
+    if case.agent:
+        return Request(who, "run", profile, "", case.agent, {}, Facts(about={"model": ""}), around)
+    if case.area:
+        about: dict[str, str | bool] = {"verb": case.verb, "changes": case.verb not in ("list", "show")}
+        return Request(who, "administer", NO_PROFILE, "", case.area, {}, Facts(about=about), around)
     action: Action = "call" if case.tool else "prompt" if case.prompt else "read" if case.resource else "extension"
     server, _, item = (case.tool or case.prompt or case.resource or case.method).partition("/")
     own = categories.get(server, ())

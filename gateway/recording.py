@@ -4,11 +4,18 @@ Knows callers and records; who writes them decides when."""
 
 from __future__ import annotations
 
-from typing import TypeVar, overload
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar, overload
 
 from gateway import audit
-from gateway.audit import Record
+from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.caller import SOURCE, Caller
+
+_log: Final = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -37,3 +44,34 @@ def note_server(record: Record, caller: Caller, id: str, item: str) -> None:
     profile = caller.profile
     record.server, record.item = profile.entry_id(profile.names.get(id, id)), item
     record.instance = id if record.server != id else ""
+
+
+@contextmanager
+def recorded(audit_file: Audit, record: Record) -> Iterator[None]:
+    """Write down that something begins, before the body, and what came of it, after. A body that says nothing of it and
+    raises nothing was good.
+
+    Raises:
+        AuditUnwritable: then the body has not begun, or what it did must not be told.
+    """
+    audit_file.write(record.start())
+    began, failed = time.perf_counter(), True
+    try:
+        yield
+        failed = False
+        if record.outcome == "cancelled":
+            record.outcome = "ok"
+    except (GeneratorExit, asyncio.CancelledError):
+        raise  # withdrawn, which is what the record says until it knows better
+    except Exception as exc:
+        if record.outcome == "cancelled":
+            record.outcome, record.detail = "error", type(exc).__name__
+        raise
+    finally:
+        record.ms = round((time.perf_counter() - began) * 1e3, 3)
+        try:
+            audit_file.write(record)
+        except AuditUnwritable as exc:
+            if not failed:
+                raise
+            _log.error("the end of %s could not be recorded: %s", record.method, exc)

@@ -5,14 +5,25 @@ Pure: no input, no output, no clock. Same request, same answer."""
 from policies.allowlist import AllowList
 from policies.cedar import CedarEngine
 from policies.compare import Change, Thing, compare
-from policies.decision import Action, Circumstances, Decision, Facts, PolicyEngine, Principal, Request
+from policies.decision import (
+    NO_PROFILE,
+    Action,
+    Circumstances,
+    Decision,
+    Facts,
+    PolicyEngine,
+    Principal,
+    Request,
+)
 from policies.replay import Met, Replay, Verdict, Word
 from policies.rule import PolicyError
 from policies.ruleset import EVERYWHERE, RuleSet, RuleSets, read_sets
-from policies.vocabulary import Known
+from policies.vocabulary import AREAS, Known
 
 __all__ = [
+    "AREAS",
     "EVERYWHERE",
+    "NO_PROFILE",
     "Action",
     "AllowList",
     "CedarEngine",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from policies.decision import Decision, Request
+from policies.decision import NO_PROFILE, Decision, Request
 
 
 class AllowList:
@@ -15,7 +15,7 @@ class AllowList:
 
     `rules` maps profile name -> server id -> allowed tool names, None meaning all tools of that server. Prompts,
     resources and completions follow the server; tools also the list. Methods of extensions could do anything, so they
-    are allowed only where all tools are. Models are of no server: a profile has no say in them.
+    are allowed only where all tools are. Models and agents are of no server: a profile has no say in them.
     """
 
     def __init__(self, rules: Mapping[str, Mapping[str, frozenset[str] | None]]) -> None:
@@ -35,12 +35,13 @@ class AllowList:
 
     def decide(self, request: Request) -> Decision:
         servers = self._rules.get(request.profile)
-        if request.action == "use":
+        if request.action == "administer":
+            is_meant = request.profile == NO_PROFILE and not request.server
+            return Decision(is_meant, (), "of no profile" if is_meant else "administration is of no profile or server")
+        if request.action in ("use", "run"):
             if servers is None or request.server:
-                return Decision(
-                    False, (), f"there is no profile {request.profile}, or the model is named with a server"
-                )
-            return Decision(True, (f"profile:{request.profile}",), "profiles select no models")
+                return Decision(False, (), f"there is no profile {request.profile}, or it is named with a server")
+            return Decision(True, (f"profile:{request.profile}",), "profiles select no models and no agents")
         if servers is None or request.server not in servers:
             return Decision(False, (), f"no rule allows server {request.server} in profile {request.profile}")
         tools = servers[request.server]

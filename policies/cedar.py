@@ -313,6 +313,8 @@ def _hints(request: Request) -> dict[str, Any]:
     facts = request.facts
     if request.action == "use":
         return {"license": facts.license, "megabytes": facts.size_bytes // 1_000_000}
+    if request.action in ("run", "administer"):
+        return dict(facts.about)
     if request.action not in ("call", "list"):
         return {}
     return {
@@ -340,7 +342,7 @@ def _resource(request: Request, uri_views: bool) -> dict[str, Any]:
             attributes.update(_uri_views(request.item))
     else:
         attributes["name"] = request.item
-    parents = [{"type": "Profile", "id": request.profile}]
+    parents = [{"type": "Profile", "id": request.profile}] if kind != "Area" else []
     if request.server:
         parents.insert(0, {"type": "Server", "id": request.server})
     return {"uid": {"type": kind, "id": request.place}, "attrs": attributes, "parents": parents}

@@ -10,9 +10,12 @@ from typing import Any, Final, Literal, Protocol
 
 from policies.asking import Ask
 
-Action = Literal["call", "list", "read", "prompt", "complete", "extension", "use"]
+Action = Literal["call", "list", "read", "prompt", "complete", "extension", "use", "run", "administer"]
 """`extension` is any other method of a server: a request or notification that only it and its clients understand. `use`
-is of a language model, which belongs to no server."""
+is of a language model and `run` of an agent, which belong to no server; `administer` is of the gateway itself, and in
+no profile."""
+NO_PROFILE: Final = ""
+"""Where what belongs to no profile is decided: by the set of policies that is chosen for this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Facts:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     license: str = ""
     size_bytes: int = 0
+    about: Mapping[str, str | bool] = field(default_factory=dict, hash=False)
+    """What is said of an agent's run or of an act of administration: members of the resource, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ ANY_TIME: Final = Circumstances()
 @dataclass(frozen=True, slots=True)
 class Request:
     """One thing somebody wants to do. `item` is a tool or prompt name, a resource URI, or an extension's method, as its
-    server knows it; or a model's name, which has no server."""
+    server knows it; or the name of a model, an agent or an area of administration, which have no server."""
 
     principal: Principal
     action: Action
@@ -81,7 +86,7 @@ class Request:
 
 
 def place_of(server: str, item: str) -> str:
-    """What policies call an item of a server, or a model."""
+    """What policies call an item of a server, or what has none."""
     return f"{server}/{item}" if server else item
 
 

@@ -25,6 +25,7 @@ Expression = Mapping[str, Any]
 View = Literal["args", "path", "host", "ip"]
 VIEWS: Final = get_args(View)
 CIRCUMSTANCES: Final = ("now", "hour", "weekday", "source")
+OF_NO_SERVER: Final = frozenset({"Model", "Agent", "Area"})
 HINTS: Final = frozenset({"readOnly", "destructive", "idempotent", "openWorld"})
 
 
@@ -47,7 +48,7 @@ class Rule:
     members: frozenset[str]
     """The members of `resource` it looks at; the empty name if it looks at it as a whole."""
     mentions: frozenset[str]
-    """The items it names, as `server/item`, and the models."""
+    """The items it names, as `server/item`, and the models, agents and areas."""
     ask: Ask | None = None
     """Who decides, where it does not permit by itself but asks a person."""
 
@@ -79,7 +80,8 @@ class Rule:
 
     @property
     def only(self) -> str:
-        """The one item its head is about, as `server/item`, or the one model; empty if it may be about several."""
+        """The one item its head is about, as `server/item`, or the one thing of no server; empty if it may be about
+        several."""
         scope = self.tree["resource"]
         entity = scope.get("entity") or (scope.get("in") or {}).get("entity")
         # Nothing is in an item but the item itself.
@@ -105,7 +107,7 @@ class Rule:
         entity = scope.get("entity") or inside.get("entity") or {"type": "", "id": ""}
         if entity["type"] == "Server":
             return entity["id"], ""
-        if entity["type"] == "Model":
+        if entity["type"] in OF_NO_SERVER:
             return "", ""
         server, slash, item = entity["id"].partition("/")
         return (server, item) if slash else ("", "")
@@ -222,7 +224,7 @@ def _rule(file: str, line: int, nth: int, source: str) -> Rule:
         reason=annotations.get("reason") or "",
         reads=frozenset(reads),
         members=frozenset(members),
-        mentions=frozenset(each["id"] for each in entities(tree) if "/" in each["id"] or each["type"] == "Model"),
+        mentions=frozenset(each["id"] for each in entities(tree) if "/" in each["id"] or each["type"] in OF_NO_SERVER),
         ask=ask,
     )
 

@@ -24,12 +24,18 @@ TYPES: Final[Mapping[Action, tuple[str, ...]]] = {
     "read": ("Resource",),
     "extension": ("Method",),
     "use": ("Model",),
+    "run": ("Agent",),
+    "administer": ("Area",),
 }
 """What each action is done to."""
+
+AREAS: Final = ("approvals", "audit", "catalog", "connections", "profiles", "reviews", "secrets", "servers")
+"""What there is to administer. `connections` are sign-ins at the providers of remote servers."""
 
 _TEXT: Final = {"type": "String"}
 _TEXTS: Final = {"type": "Set", "element": _TEXT}
 _TRUTH: Final = {"type": "Boolean"}
+_MAYBE: Final = {"type": "String", "required": False}
 _ITEM: Final = {"name": _TEXT, "server": _TEXT, "categories": _TEXTS}
 _ATTRIBUTES: Final[Mapping[str, Mapping[str, Any]]] = {
     "Tool": {**_ITEM, "readOnly": _TRUTH, "destructive": _TRUTH, "idempotent": _TRUTH, "openWorld": _TRUTH},
@@ -43,6 +49,8 @@ _ATTRIBUTES: Final[Mapping[str, Mapping[str, Any]]] = {
         "host": {**_TEXT, "required": False},
     },
     "Model": {**_ITEM, "license": _TEXT, "megabytes": {"type": "Long"}},
+    "Agent": {**_ITEM, "model": _TEXT},
+    "Area": {**_ITEM, "verb": _TEXT, "changes": _TRUTH, "owner": _MAYBE, "item": _MAYBE},
 }
 _USER: Final = {
     "kind": _TEXT,
@@ -110,7 +118,10 @@ def _strangers(rule: Rule, known: Known) -> Iterator[str]:
         elif kind == "Model":
             if ":" not in id.rpartition("/")[2]:
                 yield f"names Model::{json.dumps(id)}; write it with its tag, as {id}:latest"
-        elif kind in _ATTRIBUTES:
+        elif kind == "Area":
+            if id not in AREAS:
+                yield f"names Area::{json.dumps(id)}; there are {', '.join(AREAS)}{_hint(id, AREAS)}"
+        elif kind in _ATTRIBUTES and kind != "Agent":
             server, slash, _ = id.partition("/")
             if not slash or server not in known.servers:
                 yield (
@@ -181,6 +192,8 @@ def _schema(arguments: tuple[tuple[tuple[str, str], str], ...]) -> str:
                 "Server": entity({}, "Profile"),
                 **{name: entity(attributes, "Server", "Profile") for name, attributes in _ATTRIBUTES.items()},
                 "Model": entity(_ATTRIBUTES["Model"], "Profile"),
+                "Agent": entity(_ATTRIBUTES["Agent"], "Profile"),
+                "Area": entity(_ATTRIBUTES["Area"]),
             },
             "actions": {
                 action: {

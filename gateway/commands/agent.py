@@ -43,6 +43,7 @@ from gateway.client import GatewayClient, gateway_client
 from gateway.commands.running import AsJson, ProfileOption, err, first_line, out, print_json, run, settings, shown
 from gateway.modellist import open_store
 from gateway.settings import Settings
+from gateway.tally import Tally
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -225,8 +226,10 @@ async def _begin(wanted: Settings, header: Header, profile: str | None, key_env:
         if not as_json:
             n_tools = len(header.functions)
             err.print(f"{header.model}, {n_tools} tools at {client.running.url}, run {header.run}", style="dim")
-        with Transcript.create(wanted.transcripts_dir, header) as transcript:
-            events = await _watch(carry_out(header, transcript, generate, call_tool), as_json)
+        tally = Tally()
+        async with client.agent_run(header, tally):
+            with Transcript.create(wanted.transcripts_dir, header) as transcript:
+                events = await _watch(carry_out(header, transcript, generate, call_tool), as_json, tally)
     return Record(header, events)
 
 
@@ -239,8 +242,10 @@ async def _go_on(wanted: Settings, run_id: str, more: Mapping[str, Any], key_env
         header = msgspec.structs.replace(record.header, budget=budget)
         async with _generator(wanted, header.model, key_env, header.profile) as (client, generate):
             header, call_tool = await _equipped(client, header)
-            steps = carry_out(header, transcript, generate, call_tool, record.history)
-            events = await _watch(steps, as_json)
+            tally = Tally()
+            async with client.agent_run(header, tally):
+                steps = carry_out(header, transcript, generate, call_tool, record.history)
+                events = await _watch(steps, as_json, tally)
     return Record(header, [*record.events, *events])
 
 
@@ -295,10 +300,12 @@ async def _ensure_model(store: ModelStore, ref: str) -> None:
         await to_thread.run_sync(lambda: store.pull(ref, lambda line: err.print(f"model {ref}: {line}")))
 
 
-async def _watch(steps: AsyncGenerator[Event], as_json: bool) -> list[tuple[float, Event]]:
+async def _watch(steps: AsyncGenerator[Event], as_json: bool, tally: Tally | None = None) -> list[tuple[float, Event]]:
     events: list[tuple[float, Event]] = []
     async with aclosing(steps):
         async for event in steps:
+            if tally is not None:
+                tally.note(event)
             if not isinstance(event, TextWritten):
                 events.append((time.time(), event))
             if not as_json:

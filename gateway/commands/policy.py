@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from catalog import Catalog
+from engine.definition import definitions
 from gateway import auditlog, policyfiles, policyreplay, policytables
 from gateway.abilities import with_defaults
+from gateway.agentuse import UNNAMED
 from gateway.catalogs import open_catalog
 from gateway.commands.audit import begin_of, verified
 from gateway.commands.running import AsJson, ProfileOption, err, out, print_json, settings, shown
@@ -28,8 +30,9 @@ from gateway.listings import Listing, ListingStore
 from gateway.modellist import open_store
 from gateway.modeluse import METHOD as USE
 from gateway.modeluse import facts_of
+from gateway.policyfiles import ADMINISTRATION
 from gateway.settings import Settings
-from policies import CedarEngine, Change, Facts, Replay, RuleSets, Thing, Verdict, compare
+from policies import AREAS, NO_PROFILE, CedarEngine, Change, Facts, Replay, RuleSets, Thing, Verdict, compare
 
 app = typer.Typer(no_args_is_help=True)
 MAX_SHOWN: Final = 50
@@ -60,6 +63,7 @@ class _Place:
     def engine(self, profile: str, policy: str = "") -> CedarEngine:
         """The engine, with a profile having another policy than it names."""
         chosen = {one.name: one.policy for one in self.catalog.profiles.values()}
+        chosen[NO_PROFILE] = ADMINISTRATION
         if policy:
             if policy not in self.rules.sets:
                 raise PoliciesUnusable(f"there is no policy {policy}; there are {', '.join(sorted(self.rules.sets))}")
@@ -76,8 +80,17 @@ class _Place:
         return found | {model.ref: facts_of(model) for model in store.list()}
 
     def things(self, profile: str) -> list[Thing]:
-        """Every tool that the servers of a profile listed, one of everything else each server has, and every model."""
+        """Every tool that the servers of a profile listed, one of everything else each server has, every model and
+        agent; in no profile, what there is to administer."""
+        if profile == NO_PROFILE:
+            return [
+                Thing("administer", "", area, Facts(about={"verb": verb, "changes": verb == "change"}))
+                for area in AREAS
+                for verb in ("show", "change")
+            ]
         found = [Thing("use", "", name, facts) for name, facts in self.models().items()]
+        agents = [UNNAMED, "delegate", *(name for name, _ in definitions(self.settings.agents_dir))]
+        found += [Thing("run", "", name, Facts(about={"model": self.settings.model})) for name in agents]
         for server in self.catalog.profile(profile).entries:
             own = self.catalog.entries[server].categories
             listing = self.listings.get(server)
@@ -169,7 +182,7 @@ def held(
     else:
         for number, verdict in failed:
             case = verdict.case
-            what = case.tool or case.prompt or case.resource or case.method or case.model
+            what = case.tool or case.prompt or case.resource or case.method or case.model or case.agent or case.area
             out.print(Text(shown(f"case {number}: {what}: expected {case.expect}, {verdict.problem}"), style="red"))
         out.print(f"{len(verdicts) - len(failed)} of {len(verdicts)} cases as expected")
     if failed:
@@ -188,7 +201,7 @@ def diff(
     each side of everything the policies compare with. Asks for a yes if more is allowed than before, be it with a
     person's approval, or ends with 1."""
     place = _Place([old, new])
-    name = place.profile(profile)
+    name = NO_PROFILE if ADMINISTRATION in (old, new) else place.profile(profile)
     rules = [*place.rules.sets[old].rules, *place.rules.sets[new].rules] if _there(place, old, new) else []
     changes = compare(place.engine(name, old), place.engine(name, new), rules, name, place.things(name))
     wider = sum(change.widens for change in changes)

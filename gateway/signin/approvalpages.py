@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from gateway.administration import Act, Administration, AdministrationDenied
 from gateway.approvals import Approval, Approvals, Approver
 from gateway.approvaltext import visible
 from gateway.audit import AuditUnwritable
@@ -21,6 +22,7 @@ from gateway.signin import pages
 from gateway.signin.accounts import Account
 from gateway.signin.authorization import Form, with_form
 from gateway.signin.parts import Parts
+from policies import Principal
 
 PATH: Final = "/oauth/approvals"
 FORM_S: Final = 3600.0
@@ -29,9 +31,10 @@ FORM_S: Final = 3600.0
 class ApprovalPages:
     """A list, and a page for each call with the form that settles it."""
 
-    def __init__(self, parts: Parts, approvals: Approvals) -> None:
+    def __init__(self, parts: Parts, approvals: Approvals, administration: Administration) -> None:
         self._parts = parts
         self._approvals = approvals
+        self._administration = administration
 
     def routes(self) -> list[Route]:
         return [
@@ -44,7 +47,7 @@ class ApprovalPages:
         account = await self._parts.browsers.account(request)
         if account is None:
             return _login(PATH)
-        items = "".join(map(self._item, self._approvals.waiting(_approver(account))))
+        items = "".join(map(self._item, self._approvals.waiting(self._approver(request, account, "list"))))
         body = f"<ul>{items}</ul>" if items else "<p>No call waits for your approval.</p>"
         body += f'<p>Signed in as {escape(account.name)}. <a href="{PATH}">Look again</a></p>'
         return pages.page("Calls that wait for you", body)
@@ -59,7 +62,7 @@ class ApprovalPages:
         if account is None:
             return _login(f"{PATH}/{id}" if id.isalnum() else PATH)
         try:
-            one = self._approvals.seen_by(id, _approver(account))
+            one = self._approvals.seen_by(id, self._approver(request, account, "show", id))
         except DoorError:
             return pages.problem("No such call waits for you.", 404)
         shown = self._approvals.describe(one, full="full" in request.query_params)
@@ -82,19 +85,47 @@ class ApprovalPages:
         if form.get("answer") not in ("approve", "deny"):
             return pages.problem("The form has no answer.")
         try:
-            one = self._approvals.decide(id, form["answer"] == "approve", _approver(account))
-        except DoorError as exc:
+            one = self._decide(request, account, form["answer"], id)
+        except (DoorError, AdministrationDenied) as exc:
             return pages.problem(str(exc), 409)
         except AuditUnwritable:
             return pages.problem("Your answer could not be recorded, so it does not count.", 503)
         return pages.page("Settled", f"<p>The call is {one.state}. {_BACK}</p>")
 
+    def _decide(self, request: Request, account: Account, answer: str, id: str) -> Approval:
+        """Their answer; that of an administrator is an act of administration, unless it is theirs to give anyway."""
+        plain, yes = _approver(account, is_admin=False), answer == "approve"
+        one = self._approvals.find(id)
+        if not account.is_admin or (one is not None and self._approvals.may_decide(one, plain)):
+            return self._approvals.decide(id, yes, plain)
+        act = self._act(answer, id)
+        with self._administration.act(_principal(account), act, _source(request), "browser"):
+            return self._approvals.decide(id, yes, _approver(account, is_admin=True))
 
+    def _approver(self, request: Request, account: Account, verb: str, id: str = "") -> Approver:
+        act = self._act(verb, id, changes=False)
+        is_admin = account.is_admin and self._administration.allows(_principal(account), act, _source(request))
+        return _approver(account, is_admin=is_admin)
+
+    def _act(self, verb: str, id: str, *, changes: bool = True) -> Act:
+        one = self._approvals.find(id)
+        return Act("approvals", verb, changes, one.asked.server if one is not None else "", item=id[:MAX_ID_CHARS])
+
+
+MAX_ID_CHARS: Final = 64
 _BACK: Final = f'<a href="{PATH}">Other calls that wait</a>'
 
 
-def _approver(account: Account) -> Approver:
-    return Approver(account.subject, "page", is_admin=account.is_admin, groups=account.groups)
+def _approver(account: Account, *, is_admin: bool) -> Approver:
+    return Approver(account.subject, "page", is_admin=is_admin, groups=account.groups)
+
+
+def _principal(account: Account) -> Principal:
+    return Principal(account.subject, "user", account.groups, strength=account.strength)
+
+
+def _source(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
 
 
 def _login(following: str) -> Response:

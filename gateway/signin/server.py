@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.administration import Administration
 from gateway.approvals import Approvals
 from gateway.audit import Audit
 from gateway.auth.authenticator import Authenticator
@@ -62,8 +63,9 @@ class AuthorizationServer:
         self.grants = Grants(database, folder / "rotation.key", delegated_s)
         self.tokens = OwnTokens(names.base, self.keys, self.grants)
 
-    def routes(self, authenticator: Authenticator, approvals: Approvals) -> list[Route]:
-        """Every path of it; `authenticator` forgets tokens when their grant ends, people decide `approvals`."""
+    def routes(self, authenticator: Authenticator, approvals: Approvals, administration: Administration) -> list[Route]:
+        """Every path of it; `authenticator` forgets tokens when their grant ends, people decide `approvals`, some of
+        them as administrators."""
         configuration, names = self._configuration, self._names
         parts = Parts(
             names,
@@ -100,7 +102,7 @@ class AuthorizationServer:
             Route("/oauth/setup", people.setup_page),
             Route("/oauth/setup", people.setup, methods=["POST"]),
             *PasskeyPages(parts, people).routes(),
-            *ApprovalPages(parts, approvals).routes(),
+            *ApprovalPages(parts, approvals, administration).routes(),
             Route("/oauth/device", people.device_page),
             Route("/oauth/device", people.device, methods=["POST"]),
             Route("/oauth/token", answering(programs.token), methods=["POST"]),

@@ -33,6 +33,15 @@ class Wish(msgspec.Struct, forbid_unknown_fields=True):
         return f"Wish({self.name})"
 
 
+def subject(body: bytes) -> Wish:
+    """Whose secret of which name a wish is about, and whether it accepts another state; nothing, if it is no wish."""
+    try:
+        wish = msgspec.json.decode(body or b"{}", type=Wish)
+    except msgspec.DecodeError:
+        return Wish()
+    return Wish(name=wish.name, owner=wish.owner, accept=wish.accept)
+
+
 class VaultDesk:
     """Carries out wishes on an open vault."""
 

@@ -227,7 +227,7 @@ async def test_the_model_is_used_under_the_policy_of_the_callers_profile_and_rec
     servers = {"good": ["friendly"], "agent": AGENT}
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "tools.cedar").write_text(
-        'permit (principal, action in [Action::"call", Action::"list"], resource);'
+        'permit (principal, action in [Action::"call", Action::"list", Action::"run"], resource);'
     )
     profiles = {"all": {"servers": list(servers)}, "none": {"servers": list(servers), "policy": "tools"}}
     with scripted_model([ECHO], "Done.") as model:

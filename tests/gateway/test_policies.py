@@ -219,7 +219,7 @@ async def test_calls_during_reloads_are_each_decided_by_one_policy(tmp_path: Pat
     ("files", "policy", "words"),
     [
         ({"mine": "permit (principal"}, "mine", "mine.cedar:1: is no policy"),
-        ({}, "mine", "which is in no file; there are approve-writes, locked, open, read-only"),
+        ({}, "mine", "which is in no file; there are administration, approve-writes, locked, open, read-only"),
         ({"open": "permit (principal, action, resource);"}, "open", "there is a policy open already"),
         ({"1": ""}, "open", "is no name for a policy"),
         ({"everywhere": 'forbid (principal, action, resource in Server::"gone");'}, "open", "not in the catalogue"),
@@ -245,7 +245,7 @@ def test_policies_lie_beside_the_catalogue_and_in_the_state_folder(tmp_path: Pat
     for name in ("b", "a"):
         (tmp_path / "state" / "policies" / "two" / f"{name}.cedar").write_text(f"// {name}")
     texts = policyfiles.read_texts(wanted)
-    assert sorted(texts) == ["approve-writes", "locked", "one", "open", "read-only", "two"]
+    assert sorted(texts) == ["administration", "approve-writes", "locked", "one", "open", "read-only", "two"]
     assert [text for _, text in texts["two"]] == ["// a", "// b"]
     (tmp_path / "state" / "policies" / "one.cedar").symlink_to(tmp_path)
     with pytest.raises(PoliciesUnusable, match=r"one\.cedar: cannot be read: not a file"):

@@ -63,7 +63,7 @@ def answer(*words: str, code: int = 0) -> Any:
 
 async def test_list_and_show_name_every_policy_and_rule() -> None:
     listed = {row["name"]: row for row in answer("list")}
-    assert set(listed) == {"approve-writes", "locked", "mine", "open", "read-only"}
+    assert set(listed) == {"administration", "approve-writes", "locked", "mine", "open", "read-only"}
     assert listed["mine"]["rules"] == 3
     assert listed["mine"]["profiles"] == ["all"]
     assert [rule["id"] for rule in answer("show", "mine")] == ["data", "staff", "local"]
@@ -72,7 +72,7 @@ async def test_list_and_show_name_every_policy_and_rule() -> None:
 
 
 async def test_lint_says_what_is_wrong_where(place: Path) -> None:
-    assert answer("lint") == {"policies": 5, "rules": 11, "unchecked": []}
+    assert answer("lint") == {"policies": 6, "rules": 12, "unchecked": []}
     (place / "policies" / "mine.cedar").write_text(MINE.replace("context.path has path", "context.path has pth"))
     done = policy("lint")
     assert isinstance(done.exception, PoliciesUnusable)

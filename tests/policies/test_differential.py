@@ -36,8 +36,9 @@ PEOPLE = (
     Principal("bob", "user", frozenset({"staff"}), "app", frozenset({"tools"}), "password"),
     Principal('e"ve\n', "key", frozenset(), "", frozenset(), "key"),
 )
-ACTIONS: tuple[Action, ...] = ("call", "prompt", "read", "extension", "complete")
+ACTIONS: tuple[Action, ...] = ("call", "prompt", "read", "extension", "complete", "run", "administer")
 KINDS = {"call": "Tool", "prompt": "Prompt", "complete": "Prompt", "read": "Resource", "extension": "Method"}
+KINDS |= {"run": "Agent", "administer": "Area"}
 
 
 # -- random policies ---------------------------------------------------------------------------
@@ -53,6 +54,7 @@ def a_policy(dice: random.Random) -> str:
             'action == Action::"call"',
             'action in [Action::"call", Action::"read"]',
             'action == Action::"prompt"',
+            'action in [Action::"run", Action::"administer"]',
         ]
     )
     resource = dice.choice(
@@ -66,6 +68,9 @@ def a_policy(dice: random.Random) -> str:
             "resource is Tool",
             'resource is Tool in Server::"net"',
             "resource is Resource",
+            "resource is Agent",
+            'resource == Agent::"write"',
+            'resource == Area::"catalog"',
         ]
     )
     effect = dice.choice(["permit", "permit", "permit", "forbid", "ask"])
@@ -96,6 +101,8 @@ def an_expression(dice: random.Random, depth: int, effect: str) -> str:
         'principal.strength == "multi"',
         'principal in [Group::"admins", Group::"nobody"]',
         '(principal has scopes && principal.scopes.contains("tools"))',
+        '(resource is Agent && resource.model == "small")',
+        "(resource is Area && resource.changes)",
         'resource.server == "files"',
         'resource.categories.contains("storage")',
         'principal.client like "c*i"',
@@ -167,8 +174,15 @@ def a_request(dice: random.Random) -> Request:
     names = [name for name in ARGUMENTS if dice.random() < 0.6]
     given = {name: dice.choice(FITTING[name] if dice.random() < 0.8 else VALUES) for name in names}
     profile, server = dice.choice(["work", "work", "home", "none"]), dice.choice(["files", "net", "other"])
-    action = dice.choice(["call", "call", "call", *ACTIONS])
+    action = dice.choice(["call"] * 6 + [*ACTIONS])
     item = f"note:///{dice.randint(0, 3)}" if action == "read" else dice.choice(TOOLS)
+    if action == "run":
+        facts = Facts(about={"model": dice.choice(["small", "large"])})
+        return Request(dice.choice(PEOPLE), action, profile, dice.choice(["", "", "files"]), item, {}, facts)
+    if action == "administer":
+        facts = Facts(about={"verb": "show", "changes": dice.random() < 0.5})
+        where = dice.choice(["", "", "", "work"])
+        return Request(dice.choice(PEOPLE), action, where, "", dice.choice(["catalog", "secrets"]), {}, facts)
     return Request(dice.choice(PEOPLE), action, profile, server, item, given, dice.choice(FACTS))
 
 
@@ -176,6 +190,13 @@ def a_request(dice: random.Random) -> Request:
 
 
 def expected(policies: list[Mapping[str, Any]], request: Request) -> str:
+    if request.action in ("run", "administer"):
+        if request.server or (request.profile in PROFILES) != (request.action == "run"):
+            return "deny"
+        try:
+            return reference.word(policies, world(policies, request))
+        except Failure:
+            return "deny"
     tools = PROFILES.get(request.profile, {}).get(request.server, frozenset[str]())
     if tools is not None and (
         request.server not in PROFILES.get(request.profile, {})
@@ -191,7 +212,8 @@ def expected(policies: list[Mapping[str, Any]], request: Request) -> str:
 
 def world(policies: list[Mapping[str, Any]], request: Request) -> World:
     who = Entity("User", request.principal.id)
-    what = Entity(KINDS[request.action], f"{request.server}/{request.item}")
+    of_a_server = request.action not in ("run", "administer")
+    what = Entity(KINDS[request.action], f"{request.server}/{request.item}" if of_a_server else request.item)
     server, profile = Entity("Server", request.server), Entity("Profile", request.profile)
     person: dict[str, Any] = {"strength": request.principal.strength, "client": request.principal.client}
     if request.principal.scopes is not None:
@@ -203,6 +225,10 @@ def world(policies: list[Mapping[str, Any]], request: Request) -> World:
         "readOnly": facts.read_only,
         "destructive": facts.destructive and not facts.read_only,
     }
+    around = {server, profile}
+    if not of_a_server:
+        thing = {"server": request.server, "categories": facts.categories, **facts.about}
+        around = {profile} if request.action == "run" else set()
     bare = World(
         who,
         Entity("Action", request.action),
@@ -210,7 +236,7 @@ def world(policies: list[Mapping[str, Any]], request: Request) -> World:
         {who: person, what: thing},
         {
             who: frozenset(Entity("Group", group) for group in request.principal.groups),
-            what: frozenset({server, profile}),
+            what: frozenset(around),
         },
         {},
     )
@@ -252,7 +278,7 @@ def test_a_hundred_thousand_random_requests_are_decided_as_the_tiny_evaluator_de
     for _ in range(N_SETS):
         text = a_set(dice)
         sets = read_sets({"mine": [("mine.cedar", text)]}, KNOWN).sets
-        engine = CedarEngine(AllowList(PROFILES), sets, dict.fromkeys(PROFILES, "mine"))
+        engine = CedarEngine(AllowList(PROFILES), sets, dict.fromkeys([*PROFILES, ""], "mine"))
         policies = list(json.loads(cedarpy.policies_to_json_str(text))["staticPolicies"].values())
         for _ in range(N_REQUESTS):
             request = a_request(dice)
