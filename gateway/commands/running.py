@@ -77,9 +77,15 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tool`, `2 tools`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def first_line(text: str, chars: int) -> str:
-    """The same for a cell of a table."""
-    return shown(text.strip().partition("\n")[0][:chars])
+    """The same for a cell of a table; what is cut ends with `…`."""
+    line = shown(text.strip().partition("\n")[0])
+    return line if len(line) <= chars else line[: chars - 1] + "…"
 
 
 def print_json(value: object) -> None:

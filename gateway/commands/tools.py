@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from gateway.client import gateway_client
-from gateway.commands.running import AsJson, ProfileOption, first_line, out, print_json, run, settings, shown
+from gateway.commands.running import AsJson, ProfileOption, counted, first_line, out, print_json, run, settings, shown
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def list_tools(as_json: AsJson = False, profile: ProfileOption = None) -> None:
     for tool in tools:
         table.add_row(shown(tool["name"]), first_line(str(tool.get("description") or ""), 100))
     out.print(table)
-    out.print(f"{len(tools)} tools")
+    out.print(counted(len(tools), "tool"))
 
 
 @app.command("call")

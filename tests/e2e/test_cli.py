@@ -134,10 +134,19 @@ def test_an_interrupted_call_exits_130_and_is_withdrawn_at_its_server(any_gatewa
 
 
 def test_check_finds_the_running_gateway(any_gateway: RunningGateway) -> None:
-    checked = json.loads(printed(any_gateway.cli("check", "--json")))
-    assert checked["ok"]
-    assert checked["checks"] == [{"check": "gateway", "ok": True, "finding": f"running at {any_gateway.url}"}]
-    assert "stop it to check with --start" in printed(any_gateway.cli("check", "--start"), 1)
+    checked = json.loads(any_gateway.cli("check", "--json").stdout)
+    rows = {row["check"]: row for row in checked["checks"]}
+    assert rows["gateway"]["finding"].startswith(f"running at {any_gateway.url}, process ")
+    assert [name for name in rows if name.startswith("server ")] == [f"server {id}" for id in STARTER]
+    assert checked["ok"] == all(row["ok"] for row in rows.values())
+
+
+def test_check_start_has_the_running_gateway_start_its_servers(any_gateway: RunningGateway) -> None:
+    checked = json.loads(any_gateway.cli("check", "--start", "--json").stdout)
+    findings = {row["check"]: row["finding"] for row in checked["checks"] if row["check"].startswith("server ")}
+    assert len(findings) == len(STARTER)
+    assert findings["server time"].startswith("running, 2 tools, ")
+    assert any_gateway.server("time")["connections"] == 1
 
 
 # -- without one ---------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def test_check_start_starts_each_server_and_fails_for_one_that_does_not(
     assert not checks["ok"]
     assert rows["server time"]["ok"]
     assert rows["server time"]["finding"].startswith("2 tools, MCP 20")
-    assert rows["server small"]["finding"] == "1 tools, MCP 2025-11-25, docker"
+    assert rows["server small"]["finding"] == "1 tool, MCP 2025-11-25, docker"
     assert not rows["server gone"]["ok"]
     assert "its program was not found" in rows["server gone"]["finding"]
     eventually("no container is left", lambda: not RunningGateway(state).containers(all=True), SEEN_S)
