@@ -26,7 +26,8 @@ QUOTED_CHARS: Final = 1_500  # of a result that takes the place of an answer
 HOW_TO: Final = re.compile(r"To \w+ [^.\n]*\byou (?:can|could|need|should|would|must|have to)\b")
 ABBREVIATION: Final = re.compile(r"(?<![A-Za-z0-9_])[A-Z]{2,5}(?![A-Za-z0-9_])")
 USUAL: Final = frozenset(("AM", "PM", "OK", "ID", "URL", "URI", "JSON", "SQL", "HTML", "XML", "CSV", "API"))
-CLOCK: Final = re.compile(r"(?<![\d:.])(\d{1,2}):([0-5]\d)(?!\d)")
+CLOCK: Final = re.compile(r"(?<![\d:.])(\d{1,2}):([0-5]\d)(?!\d)(?::[0-5]\d)?(?:\s?([AaPp])\.?[Mm]\b)?")
+HALF_DAY: Final = 12
 READ_RESULT: Final = "read_result"
 READ_CHARS: Final = 3_500
 
@@ -140,7 +141,8 @@ class Conversation:
             return False
         given = " ".join((self.task, *self._names, *(f"{name} {text}" for name, text in self._good)))
         made_up = set(ABBREVIATION.findall(self.answer)) - set(ABBREVIATION.findall(given)) - USUAL
-        is_off = bool(made_up or _times(self.answer) - _times(given.replace("T", " ")))
+        known_times = set().union(*_times(given.replace("T", " ")))
+        is_off = bool(made_up) or any(known_times.isdisjoint(time) for time in _times(self.answer))
         return told.isdisjoint(_words(self.answer)) or bool(HOW_TO.match(self.answer)) or is_off
 
     def _quoted(self) -> str:
@@ -250,9 +252,18 @@ def _words(text: str) -> set[str]:
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) >= 4 or word.isdigit()}
 
 
-def _times(text: str) -> set[tuple[int, str]]:
-    """Times of day on a clock of twelve hours."""
-    return {(int(hour) % 12, minute) for hour, minute in CLOCK.findall(text)}
+def _times(text: str) -> list[set[int]]:
+    """The times of day in a text, each as the minutes of the day that it can mean: `7:30` is in the morning or in the
+    evening, `07:30` and `7:30 AM` in the morning, `15:33 AM` never."""
+    found = []
+    for written, minute, half in CLOCK.findall(text):
+        hour = int(written)
+        if half:
+            hours = {hour % HALF_DAY + HALF_DAY * (half in "Pp")} if 1 <= hour <= HALF_DAY or half in "Pp" else set()
+        else:
+            hours = {hour, (hour + HALF_DAY) % (2 * HALF_DAY)} if len(written) == 1 and hour else {hour}
+        found.append({60 * one + int(minute) for one in hours})
+    return found
 
 
 def _values(text: str) -> str:

@@ -518,16 +518,33 @@ async def test_answer_with_an_abbreviation_out_of_nowhere_is_not_taken() -> None
     assert (await insisting(model, "What is it in UTC?", call_tool=clock))[-2] == Answered(wrong)
 
 
-@pytest.mark.parametrize(("said", "is_told"), [("15:33 AM", False), ("00:00", True), ("12:00 AM", True)])
-async def test_time_of_day_out_of_nowhere_gives_way_to_the_result(said: str, is_told: bool) -> None:
+@pytest.mark.parametrize(
+    ("hour", "said", "is_told"),
+    [
+        ("00:00", "15:33 AM", False),
+        ("00:00", "00:00", True),
+        ("00:00", "12:00 AM", True),
+        ("00:00", "12:00 p.m.", False),
+        ("01:30", "1:30 PM", False),
+        ("01:30", "1:30:33 am", True),
+        ("19:30", "7:30", True),
+        ("19:30", "7:30 PM", True),
+        ("19:30", "07:30", False),
+        ("12:05", "12:05 PM", True),
+        ("12:05", "12:05 AM", False),
+        ("15:33", "15:33 AM", False),
+        ("15:33", "15:33 PM", True),
+    ],
+)
+async def test_time_of_day_out_of_nowhere_gives_way_to_the_result(hour: str, said: str, is_told: bool) -> None:
     async def clock(name: str, arguments: dict[str, Any]) -> ToolOutcome:
-        return ToolOutcome('{"zone": "Tokyo", "datetime": "2026-11-25T00:00:33+09:00"}')
+        return ToolOutcome(f'{{"zone": "Tokyo", "datetime": "2026-11-25T{hour}:33+09:00"}}')
 
     model = ScriptedModel([("alpha", {})], f"In Tokyo it is {said}.")
     answer = (await insisting(model, call_tool=clock))[-2]
     assert isinstance(answer, Answered)
     assert (answer.text == f"In Tokyo it is {said}.") is is_told
-    assert "2026-11-25T00:00:33+09:00" in answer.text or is_told
+    assert f"2026-11-25T{hour}:33+09:00" in answer.text or is_told
 
 
 async def test_answer_that_closes_a_run_is_not_asked_for_twice_in_the_same_words() -> None:
