@@ -29,7 +29,7 @@ HOLDERS = {
     "connection": {
         ("door.py", "connect"): "the door itself",
         ("admin.py", "_start"): "an operator starts a server; nothing of a client's is sent",
-        ("commands/check.py", "_work"): "the same from the command line, in a gateway of its own",
+        ("commands/check.py", "_check_alone"): "the same from the command line, in a gateway of its own",
     },
     "leased": {("wire/legacy.py", "notification"): "the client's roots changed: a notification without content"},
     # Reading what runs.
