@@ -32,12 +32,9 @@ class Redactor:
         names: dict[bytes, bytes] = {}
         self.too_short: list[str] = []
         for secret in secrets:
-            value = secret.reveal()
-            if len(value) < MIN_HIDDEN_BYTES:
+            if not (found := _named_forms(secret)):
                 self.too_short.append(secret.name)
-                continue
-            for form in forms(value):
-                names.setdefault(form, secret.name.encode())
+            _add(names, found)
         self._find(names)
 
     @classmethod
@@ -81,8 +78,7 @@ class KnownValues:
         for secret in secrets:
             value = secret.reveal()
             if value not in self._values:
-                name = secret.name.encode()
-                self._values[value] = dict.fromkeys(forms(value), name) if len(value) >= MIN_HIDDEN_BYTES else {}
+                self._values[value] = _named_forms(secret)
                 if len(self._values) > MAX_KNOWN:
                     self._values.popitem(last=False)
                 self._redactor = None
@@ -94,8 +90,7 @@ class KnownValues:
         if redactor is None:
             names: dict[bytes, bytes] = {}
             for known in list(self._values.values()):
-                for form, name in known.items():
-                    names.setdefault(form, name)
+                _add(names, known)
             redactor = self._redactor = Redactor.of_forms(names)
         return redactor.clean(data)
 
@@ -130,6 +125,18 @@ def hidden_in_logs(known: KnownValues) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(one)
+
+
+def _named_forms(secret: SecretValue) -> dict[bytes, bytes]:
+    """The forms in which a secret is recognised, with its name; none if it is too short to be hidden."""
+    value = secret.reveal()
+    return dict.fromkeys(forms(value), secret.name.encode()) if len(value) >= MIN_HIDDEN_BYTES else {}
+
+
+def _add(names: dict[bytes, bytes], more: Mapping[bytes, bytes]) -> None:
+    """Of secrets with a form in common, the first names it."""
+    for form, name in more.items():
+        names.setdefault(form, name)
 
 
 def forms(value: bytes) -> Iterator[bytes]:
