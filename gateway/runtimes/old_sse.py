@@ -1,6 +1,6 @@
 """The HTTP+SSE transport of revision 2024-11-05, client side: one GET that streams, POSTs to the address it names.
 
-Knows that transport only; newer servers use Streamable HTTP (remote.py)."""
+Knows that transport only; newer servers use Streamable HTTP (http_channel.py)."""
 
 from __future__ import annotations
 
