@@ -18,11 +18,13 @@ from starlette.routing import Route
 
 from catalog import CatalogError
 from gateway import errors
-from gateway.administration import LOCAL, Act
+from gateway.administration import Act
 from gateway.agentadmin import AgentAdmin
 from gateway.approvaladmin import ApprovalAdmin
 from gateway.audit import AuditUnwritable, call_id, signed_in
+from gateway.auth.authenticator import LOCAL
 from gateway.auth.guard import PRINCIPAL, Guard
+from gateway.boundedbody import body_within
 from gateway.gateway import Gateway
 from gateway.oauth.signins import signs_in
 from gateway.pool import Server
@@ -32,8 +34,6 @@ from policies import Principal
 
 _log: Final = logging.getLogger(__name__)
 
-LOCAL_USER: Final = "local"
-"""Everybody, where nobody signs in."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -147,7 +147,7 @@ class AdminApi:
             case "servers" | "connections" | "reviews":
                 name = path.get("id") or path.get("server") or ""
                 server = self._find(name).entry.entry_id if name else ""
-                owner = (query.get("user") or LOCAL_USER) if area == "connections" and name else ""
+                owner = (query.get("user") or LOCAL.id) if area == "connections" and name else ""
                 item = query.get("tool", "") if area == "reviews" else ""
             case "profiles":
                 item = path["name"]
@@ -243,7 +243,7 @@ class AdminApi:
     async def _oauth(self, request: Request) -> Response:
         """A link to sign in with (`connect`), or the end of a grant (`revoke`), for `?user=`."""
         server, verb = self._find(request.path_params["id"]), request.path_params["verb"]
-        user = request.query_params.get("user") or LOCAL_USER
+        user = request.query_params.get("user") or LOCAL.id
         if verb not in ("connect", "revoke") or not signs_in(server.entry):
             return JSONResponse({"error": f"{server.entry.id} is no server that callers sign in for"}, 422)
         signins = self._gateway.signins
@@ -268,11 +268,8 @@ class AdminApi:
             _TooLong: it is.
         """
         if not hasattr(request.state, "body"):
-            body = b""
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise _TooLong(f"more than {MAX_BODY_BYTES} bytes")
+            if (body := await body_within(request, MAX_BODY_BYTES)) is None:
+                raise _TooLong(f"more than {MAX_BODY_BYTES} bytes")
             request.state.body = body
         found: bytes = request.state.body
         return found

@@ -15,14 +15,12 @@ from gateway import audit, errors
 from gateway.audit import Audit, Record
 from gateway.door import Door
 from gateway.policyfiles import ADMINISTRATION
-from gateway.recording import recorded
+from gateway.recording import note_decision, recorded
 from policies import NO_PROFILE, Circumstances, Decision, Facts, Principal, Request
 
 METHOD: Final = "administer"
 """What records call it."""
 MAX_CHARS: Final = 256
-LOCAL: Final = Principal("local")
-"""Whoever has the admin token of this machine: its user."""
 
 
 class AdministrationDenied(errors.Denied):
@@ -69,9 +67,8 @@ class Administration:
         """
         record = self._record(principal, act, source, client)
         decision = self._decide(principal, act, source)
-        record.policy, record.policies = self._door.policy.generation, decision.policy_ids
+        note_decision(record, self._door.policy.generation, decision)
         if not decision.allowed:
-            record.outcome, record.detail = "denied", decision.reason
             self._audit.write(record)
             raise AdministrationDenied(_refusal(act, decision))
         if not act.changes:

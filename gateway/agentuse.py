@@ -16,7 +16,7 @@ from gateway import audit, errors
 from gateway.audit import Audit, AuditUnwritable, RunRecord
 from gateway.caller import SOURCE, Caller
 from gateway.door import Door
-from gateway.recording import record_of
+from gateway.recording import note_decision, record_of
 from gateway.tally import Tally
 from policies import Circumstances, Decision, Facts, Request
 
@@ -100,9 +100,8 @@ class AgentUses:
         record.run, record.item, record.name = header.run[:MAX_CHARS], agent, header.model[:MAX_CHARS]
         record.arguments = audit.digest(header.task.encode("utf-8", "surrogatepass"))
         decision = self._decide(caller, agent, header.model)
-        record.policy, record.policies = self._door.policy.generation, decision.policy_ids
+        note_decision(record, self._door.policy.generation, decision)
         if not decision.allowed:
-            record.outcome, record.detail = "denied", decision.reason
             self._write(record)
             raise AgentDenied(_refusal(agent, caller, decision))
         self._write(record, begins=True)

@@ -20,7 +20,7 @@ from gateway import errors
 from gateway.audit import PREFIX, Audit, AuditUnwritable, ModelRecord
 from gateway.caller import SOURCE, Caller
 from gateway.door import Door
-from gateway.recording import record_of
+from gateway.recording import note_decision, record_of
 from policies import Circumstances, Decision, Facts, Principal, Request
 
 _log: Final = logging.getLogger(__name__)
@@ -80,9 +80,8 @@ class ModelUses:
         caller.profile = self._door.current(caller.profile)
         record = self._record(caller, ref, model)
         decision = self._decide(caller, ref, model)
-        record.policy, record.policies = self._door.policy.generation, decision.policy_ids
+        note_decision(record, self._door.policy.generation, decision)
         if not decision.allowed:
-            record.outcome, record.detail = "denied", decision.reason
             self._write(record)
             raise ModelDenied(_refusal(ref, caller, decision))
         self._write(record, begins=True)

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, overload
 from gateway import audit
 from gateway.audit import Audit, AuditUnwritable, Record
 from gateway.caller import SOURCE, Caller
+from policies import Decision
 
 _log: Final = logging.getLogger(__name__)
 
@@ -44,6 +45,13 @@ def note_server(record: Record, caller: Caller, id: str, item: str) -> None:
     profile = caller.profile
     record.server, record.item = profile.entry_id(profile.names.get(id, id)), item
     record.instance = id if record.server != id else ""
+
+
+def note_decision(record: Record, generation: str, decision: Decision) -> None:
+    """What policy of this generation decided of the whole thing, and that nothing else comes of it if that is no."""
+    record.policy, record.policies = generation, decision.policy_ids
+    if not decision.allowed:
+        record.outcome, record.detail = "denied", decision.reason
 
 
 @contextmanager

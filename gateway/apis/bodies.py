@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from engine import EngineError, ModelBusy, ModelNotFound, NoMemory, WorkerDied
 from engine.errors import BadRequest
 from gateway import errors
+from gateway.boundedbody import body_within
 from gateway.caller import Caller
 from gateway.modeluse import ModelDenied, UseUnrecorded
 
@@ -46,13 +47,10 @@ async def read_object(request: Request) -> dict[str, Any]:
     # A page in a browser can send text/plain across origins without asking; JSON it cannot.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "Content-Type must be application/json")
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(413, f"body over {MAX_BODY_BYTES} bytes")
+    if (body := await body_within(request, MAX_BODY_BYTES)) is None:
+        raise Refused(413, f"body over {MAX_BODY_BYTES} bytes")
     try:
-        return msgspec.json.decode(bytes(body), type=dict[str, Any])
+        return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as exc:
         raise Refused(400, f"the body is not a JSON object: {exc}") from exc
 

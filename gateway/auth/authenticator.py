@@ -26,6 +26,7 @@ RECHECK_KEYS_S: Final = 300.0
 MAX_REMEMBERED: Final = 8192
 
 LOCAL: Final = Principal("local")
+"""The user of this machine: whoever has its admin token, and everybody where nobody signs in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from gateway.boundedbody import body_within
+
 MAX_BODY_BYTES: Final = 64 * 1024
 
 
@@ -22,12 +24,9 @@ async def body_of(request: Request) -> bytes:
     Raises:
         FormRefused: it is too large.
     """
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise FormRefused("the body is too large")
-    return bytes(body)
+    if (body := await body_within(request, MAX_BODY_BYTES)) is None:
+        raise FormRefused("the body is too large")
+    return body
 
 
 async def form_of(request: Request) -> dict[str, str]:
